@@ -1,0 +1,59 @@
+# The targets are what CI runs. `make demo` and `make test` are all that a newcomer needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := client/outrider scheduler workers cluster tests benchmarks
+PROTOS := protos/outrider/v1
+
+.PHONY: help setup demo test check format lint types layers protos protos-check clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(INSTALLED)  ## the environment, in .venv
+
+$(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
+	@echo "── environment: $(VENV) (torch and ray are large; this takes two to three minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e client -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## a real model answers three prompts through the real path
+	$(BIN)/outriderd demo
+
+test: $(INSTALLED)  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) lint types layers protos-check  ## everything short of the tests
+
+lint: $(INSTALLED)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## mypy, strict
+	$(BIN)/mypy
+
+layers: $(INSTALLED)  ## import-linter: the layers of docs/architecture.md
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## rewrite the sources as ruff wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(INSTALLED)  ## generate client/outrider/v1 from protos/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos \
+	    --python_out=client --pyi_out=client $(PROTOS)/*.proto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos \
+	    --grpc_python_out=client --mypy_grpc_out=client \
+	    $(PROTOS)/inference.proto $(PROTOS)/target.proto $(PROTOS)/drafter.proto
+
+protos-check: protos  ## the committed stubs are those of protos/
+	@git diff --exit-code --stat -- client/outrider/v1 \
+	    || { echo "client/outrider/v1 is not what protos/ gives: run 'make protos' and commit the result"; exit 1; }
+	@test -z "$$(git status --porcelain -- client/outrider/v1)" \
+	    || { git status --short -- client/outrider/v1; echo "commit the generated files"; exit 1; }
+
+clean:  ## remove the environment and every cache in this folder
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

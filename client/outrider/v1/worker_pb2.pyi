@@ -1,0 +1,45 @@
+from outrider.v1 import inference_pb2 as _inference_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RequestRef(_message.Message):
+    __slots__ = ("request", "epoch")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    epoch: int
+    def __init__(self, request: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class OpenRequest(_message.Message):
+    __slots__ = ("sampling", "acceptance_rule", "num_prompt_tokens")
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTANCE_RULE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    sampling: _inference_pb2.SamplingParams
+    acceptance_rule: _inference_pb2.AcceptanceRule
+    num_prompt_tokens: int
+    def __init__(self, sampling: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., acceptance_rule: _Optional[_Union[_inference_pb2.AcceptanceRule, str]] = ..., num_prompt_tokens: _Optional[int] = ...) -> None: ...
+
+class TokenSpan(_message.Message):
+    __slots__ = ("start", "ids")
+    START_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    ids: bytes
+    def __init__(self, start: _Optional[int] = ..., ids: _Optional[bytes] = ...) -> None: ...
+
+class Vocabulary(_message.Message):
+    __slots__ = ("size", "sha256")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    sha256: bytes
+    def __init__(self, size: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
