@@ -1,0 +1,113 @@
+"""The draft tree: what has been proposed after a request's last committed token.
+
+Every server process shares this one structure: drafters grow it, the scheduler prunes and re-roots it,
+the target walks it. The root is the last committed token and is not itself a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from outrider.errors import InvalidRequest
+
+ROOT = -1  # as a parent: the last committed token
+
+
+class TreeError(InvalidRequest):
+    """A list of parents that is not a tree in topological order."""
+
+
+def check_parents(parents: Sequence[int]) -> None:
+    """Raises TreeError unless ROOT <= parents[i] < i for every node i."""
+    for node, parent in enumerate(parents):
+        if not ROOT <= parent < node:
+            raise TreeError(f"parents[{node}] is {parent}: it must be {ROOT} (the root) or an earlier node")
+
+
+@dataclass(slots=True)
+class Node:
+    """One proposed token. Compared and kept by identity; its path is its meaning."""
+
+    token: int
+    parent: Node | None  # None: a child of the root
+    depth: int  # tokens after the root: 1 for the root's children
+    score: float  # the drafter's score; higher is likelier
+    sources: list[str]  # names of the drafters that proposed it, the first one first
+    children: dict[int, Node] = field(default_factory=dict)  # by token
+
+
+class DraftTree:
+    """A growing set of proposed continuations of one request's committed tokens.
+
+    Nodes with equal (parent, token) are one node (SpecInfer's merge, arXiv 2305.09781), so any number
+    of drafters may feed the same tree.
+    """
+
+    def __init__(self) -> None:
+        self._children: dict[int, Node] = {}
+        self._num_nodes = 0
+
+    def __len__(self) -> int:
+        return self._num_nodes
+
+    def __iter__(self) -> Iterator[Node]:
+        """All nodes, parents before children, breadth first."""
+        level = list(self._children.values())
+        while level:
+            yield from level
+            level = [child for node in level for child in node.children.values()]
+
+    def add(self, parent: Node | None, token: int, source: str, score: float = 0.0) -> Node:
+        """The node for `token` under `parent` (None: the root), made if it is not there.
+
+        `parent` must still be in the tree: after an `advance`, ask `find` for it again.
+        """
+        siblings = self._children if parent is None else parent.children
+        node = siblings.get(token)
+        if node is None:
+            node = Node(token, parent, 1 if parent is None else parent.depth + 1, score, [source])
+            siblings[token] = node
+            self._num_nodes += 1
+        elif source not in node.sources:
+            node.sources.append(source)
+        return node
+
+    def find(self, path: Sequence[int]) -> Node | None:
+        """The node at the end of `path`, tokens from the root's child on; None where it is not there."""
+        node: Node | None = None
+        for token in path:
+            node = (self._children if node is None else node.children).get(token)
+            if node is None:
+                return None
+        return node
+
+    def advance(self, committed: Sequence[int]) -> None:
+        """Move the root along newly committed tokens. What lies beside them is pruned; what lies below lives on."""
+        for token in committed:
+            survivor = self._children.get(token)
+            self._children = survivor.children if survivor is not None else {}
+            for child in self._children.values():
+                child.parent = None
+        for node in self:
+            node.depth = 1 if node.parent is None else node.parent.depth + 1
+        self._num_nodes = sum(1 for _ in self)
+
+    def clear(self) -> None:
+        self._children = {}
+        self._num_nodes = 0
+
+
+def pack_nodes(nodes: Sequence[Node]) -> tuple[list[int], list[int]]:
+    """The tokens and parents, [num_nodes] each, of a connected selection given parents first.
+
+    Raises TreeError when a node's parent is neither the root nor selected before it.
+    """
+    index = {id(node): i for i, node in enumerate(nodes)}
+    parents: list[int] = []
+    for i, node in enumerate(nodes):
+        parent = ROOT if node.parent is None else index.get(id(node.parent), len(nodes))
+        if parent >= i:
+            raise TreeError(f"node {i} (token {node.token}) comes without, or before, its parent")
+        parents.append(parent)
+    return [node.token for node in nodes], parents

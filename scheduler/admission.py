@@ -1,0 +1,189 @@
+"""What is refused before any work is done: every field of a request against what this server can do.
+
+A message names the field, the value and the limit. A field that is known but not served yet is refused
+by name (UNIMPLEMENTED): ignoring it would give a wrong answer that looks right.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from outrider.errors import InvalidRequest, ModelNotFound, Unsupported
+from outrider.types import Message
+from outrider.v1 import inference_pb2 as pb
+from scheduler.tokenizer import Tokenizer
+
+DEFAULT_MAX_TOKENS = 256
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 256
+MAX_PROMPT_CHARS_PER_TOKEN = 64  # no token of a real vocabulary averages more; bounds the tokeniser's work
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """What the served model and this server allow."""
+
+    model: str
+    vocab_size: int
+    max_context: int  # prompt and completion together, tokens
+    max_kv_tokens: int  # what the target's KV cache holds for one request
+    max_nodes: int  # draft nodes of one request in one pass
+
+
+def check_request(request: pb.GenerateRequest, limits: ModelLimits, drafters: Collection[str]) -> None:
+    """Everything that can be said without the prompt's tokens."""
+    if request.model and request.model != limits.model:
+        raise ModelNotFound(f"model is {request.model!r}: this server serves {limits.model!r}")
+    if request.HasField("resume_from"):
+        raise Unsupported("resume_from is set: this server can't resume a stream yet")
+    if request.service_class not in (pb.SERVICE_CLASS_UNSPECIFIED, pb.SERVICE_CLASS_STANDARD):
+        raise Unsupported(f"service_class is {request.service_class}: this server serves STANDARD (2) only")
+    _check_sampling(request.sampling)
+    _check_speculation(request.speculation, limits, drafters)
+
+
+def encode_prompt(request: pb.GenerateRequest, tokenizer: Tokenizer, limits: ModelLimits) -> list[int]:
+    """The prompt's tokens, checked against the vocabulary and the context. CPU work: call it in a thread."""
+    kind = request.WhichOneof("prompt")
+    if kind is None:
+        raise InvalidRequest("prompt is not set: one of text, chat, token_ids must be")
+    if kind == "token_ids":
+        tokens = list(request.token_ids.ids)
+        _check_token_ids("token_ids.ids", tokens, limits)
+    else:
+        max_chars = limits.max_context * MAX_PROMPT_CHARS_PER_TOKEN
+        if kind == "text":
+            tokens = _encode_text(request.text, tokenizer, max_chars)
+        else:
+            tokens = _encode_chat(request.chat, tokenizer, max_chars)
+    if not tokens:
+        raise InvalidRequest.of(kind, "" if kind != "token_ids" else [], "a prompt needs at least one token")
+    if len(tokens) >= limits.max_context:
+        raise InvalidRequest(
+            f"{kind} has {len(tokens)} tokens: the model's context is {limits.max_context} tokens, "
+            f"so a prompt may have {limits.max_context - 1}"
+        )
+    return tokens
+
+
+def max_tokens_of(sampling: pb.SamplingParams, num_prompt_tokens: int, limits: ModelLimits) -> int:
+    """max_tokens as given, or its default; within the context and the target's KV cache."""
+    room = limits.max_context - num_prompt_tokens
+    room_in_cache = limits.max_kv_tokens - num_prompt_tokens
+    if not sampling.HasField("max_tokens"):
+        wanted = max(min(DEFAULT_MAX_TOKENS, room, room_in_cache), 1)
+    elif sampling.max_tokens > room:
+        raise InvalidRequest.of(
+            "sampling.max_tokens",
+            sampling.max_tokens,
+            f"the prompt has {num_prompt_tokens} tokens and the model's context is {limits.max_context}, "
+            f"so at most {room} are left",
+        )
+    else:
+        wanted = sampling.max_tokens
+    if wanted > room_in_cache:
+        raise InvalidRequest(
+            f"the prompt has {num_prompt_tokens} tokens and sampling.max_tokens is {wanted}: "
+            f"the target's KV cache holds {limits.max_kv_tokens} tokens of one request"
+        )
+    return wanted
+
+
+def _encode_text(text: str, tokenizer: Tokenizer, max_chars: int) -> list[int]:
+    _check_chars("text", len(text), max_chars)
+    return tokenizer.encode(text)
+
+
+def _encode_chat(chat: pb.ChatPrompt, tokenizer: Tokenizer, max_chars: int) -> list[int]:
+    if not chat.messages:
+        raise InvalidRequest("chat.messages is []: a chat needs at least one message")
+    for i, message in enumerate(chat.messages):
+        if not message.role:
+            raise InvalidRequest.of(f"chat.messages[{i}].role", "", "it must be a role, such as user")
+    _check_chars("chat.messages", sum(len(message.content) for message in chat.messages), max_chars)
+    try:
+        variables = json.loads(chat.template_variables_json or "{}")
+    except json.JSONDecodeError as err:
+        raise InvalidRequest(f"chat.template_variables_json is no JSON: {err}") from err
+    if not isinstance(variables, dict):
+        raise InvalidRequest.of("chat.template_variables_json", variables, "it must be a JSON object")
+    messages: list[Message] = [{"role": m.role, "content": m.content} for m in chat.messages]
+    return tokenizer.encode_chat(messages, variables)
+
+
+def _check_chars(field: str, num_chars: int, max_chars: int) -> None:
+    if num_chars > max_chars:
+        raise InvalidRequest(f"{field} has {num_chars} characters: no prompt over {max_chars} can fit the context")
+
+
+def _check_token_ids(field: str, ids: Sequence[int], limits: ModelLimits) -> None:
+    for i, token_id in enumerate(ids):
+        if token_id >= limits.vocab_size:
+            raise InvalidRequest.of(f"{field}[{i}]", token_id, f"the vocabulary has {limits.vocab_size} tokens")
+
+
+def _check_sampling(sampling: pb.SamplingParams) -> None:
+    if sampling.HasField("max_tokens") and sampling.max_tokens < 1:
+        raise InvalidRequest.of("sampling.max_tokens", sampling.max_tokens, "it must be at least 1")
+    _check_range(sampling, "temperature", "it must be a number >= 0", lambda value: value >= 0)
+    _check_range(sampling, "top_p", "it must be above 0 and at most 1", lambda value: 0 < value <= 1)
+    _check_range(sampling, "min_p", "it must be from 0 to 1", lambda value: 0 <= value <= 1)
+    if len(sampling.stop) > MAX_STOP_STRINGS:
+        raise InvalidRequest(f"sampling.stop has {len(sampling.stop)} strings: at most {MAX_STOP_STRINGS} are allowed")
+    for i, stop in enumerate(sampling.stop):
+        if not 1 <= len(stop) <= MAX_STOP_CHARS:
+            raise InvalidRequest(f"sampling.stop[{i}] has {len(stop)} characters: it must have 1 to {MAX_STOP_CHARS}")
+    _refuse_unserved(sampling)
+
+
+def _check_range(sampling: pb.SamplingParams, field: str, limit: str, is_good: Callable[[float], bool]) -> None:
+    value: float = getattr(sampling, field)
+    if sampling.HasField(field) and not (math.isfinite(value) and is_good(value)):
+        raise InvalidRequest.of(f"sampling.{field}", value, limit)
+
+
+# Fields that the contract has and this server does not honour yet, with the value that asks for nothing.
+_UNSERVED_SCALARS: dict[str, float] = {
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+    "n": 1,
+}
+_UNSERVED_LISTS = ("logit_bias", "bad_words", "allowed_token_ids")
+
+
+def _refuse_unserved(sampling: pb.SamplingParams) -> None:
+    for field, neutral in _UNSERVED_SCALARS.items():
+        value = getattr(sampling, field)
+        if sampling.HasField(field) and value != neutral:
+            raise Unsupported(f"sampling.{field} is {value!r}: this server honours {neutral!r} only")
+    for field in _UNSERVED_LISTS:
+        if getattr(sampling, field):
+            raise Unsupported(f"sampling.{field} is set: this server can't honour it yet")
+    if sampling.HasField("logprobs"):
+        raise Unsupported(f"sampling.logprobs is {sampling.logprobs}: this server can't return them yet")
+    constraint = sampling.WhichOneof("constraint")
+    if constraint is not None:
+        raise Unsupported(f"sampling.{constraint} is set: this server can't constrain its output yet")
+
+
+def _check_speculation(speculation: pb.SpeculationParams, limits: ModelLimits, drafters: Collection[str]) -> None:
+    if speculation.mode not in (pb.SPECULATION_MODE_UNSPECIFIED, pb.SPECULATION_MODE_AUTO, pb.SPECULATION_MODE_OFF):
+        raise InvalidRequest.of("speculation.mode", speculation.mode, "it must be AUTO (1) or OFF (2)")
+    for i, name in enumerate(speculation.drafters):
+        if name not in drafters:
+            known = ", ".join(sorted(drafters)) or "none"
+            raise InvalidRequest.of(f"speculation.drafters[{i}]", name, f"the drafters here are: {known}")
+    if speculation.HasField("max_nodes") and not 1 <= speculation.max_nodes <= limits.max_nodes:
+        raise InvalidRequest.of(
+            "speculation.max_nodes", speculation.max_nodes, f"it must be from 1 to {limits.max_nodes}"
+        )
+    if speculation.acceptance_rule not in (pb.ACCEPTANCE_RULE_UNSPECIFIED, pb.ACCEPTANCE_RULE_COUPLED):
+        raise Unsupported(
+            f"speculation.acceptance_rule is {speculation.acceptance_rule}: this server has COUPLED (1) only"
+        )

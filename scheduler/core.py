@@ -1,0 +1,284 @@
+"""The scheduler's core: events in, commands out, time as an argument. It does no I/O.
+
+Read this first. One request's way through it:
+
+    Submitted ──▶ queue ──▶ running ──▶ rows in passes ──▶ Emit … Emit ──▶ Finish
+                             │   ▲
+                             ▼   │ Grown (nodes for the tree)
+                        orders to drafters
+
+The core owns every request's committed tokens; a worker that loses its state is simply sent them again.
+Each time a request is opened on a worker it gets a fresh epoch; an answer with another epoch, or for
+another committed_len, is dropped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import count
+
+from outrider.errors import DeadlineExceeded, InternalError, OutriderError, Overloaded
+from outrider.types import FinishReason
+from scheduler.drafting import Drafting
+from scheduler.events import (
+    Cancelled,
+    Command,
+    DrafterDown,
+    DrafterUp,
+    Emit,
+    Event,
+    Finish,
+    Grown,
+    NewRequest,
+    PassDone,
+    ReleaseTarget,
+    ResetTarget,
+    RowOutcome,
+    SendPass,
+    Stopped,
+    Submitted,
+    TargetDown,
+    TargetFacts,
+    TargetUp,
+    Tick,
+)
+from scheduler.policy import PolicyConfig, compose_pass, wait_until_s
+from scheduler.request import Request, TargetView
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreConfig:
+    max_running_requests: int = 64
+    pass_timeout_s: float = 60.0
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+
+
+@dataclass(slots=True)
+class _PassInFlight:
+    pass_id: int
+    deadline_s: float
+    requests: list[int]
+
+
+class Core:
+    """All scheduling state of one cell with one target group.
+
+    `handle` takes an event and the time, and returns what is to be done, in order. It never raises for
+    anything that a worker or a client may send.
+    """
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        self._requests: dict[int, Request] = {}  # all that have not finished
+        self._queue: deque[int] = deque()
+        self._running: dict[int, Request] = {}  # in order of start
+        self._target: TargetFacts | None = None
+        self._in_flight: _PassInFlight | None = None
+        self._pass_ids = count(1)
+        self._epochs = count(1)
+        self._commands: list[Command] = []
+        self._drafting = Drafting(config.policy.draft_wait_s, self._running, self._epochs)
+        self.num_free_kv_blocks = 0
+
+    # ── what the outside may ask ────────────────────────────────────────────────────────────────────
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def has_target(self) -> bool:
+        return self._target is not None
+
+    def is_late(self, worker: str, drafter: str) -> bool:
+        return (worker, drafter) in self._drafting.late
+
+    def next_wakeup_s(self) -> float | None:
+        """When the core wants a Tick if nothing happens before; None: never."""
+        times = [r.new.deadline_s for r in self._requests.values() if r.new.deadline_s is not None]
+        if self._in_flight is not None:
+            times.append(self._in_flight.deadline_s)
+        elif self._target is not None:
+            times.extend(self._wait_until_s(request) for request in self._running.values())
+        return min(times, default=None)
+
+    def handle(self, event: Event, now_s: float) -> list[Command]:
+        self._commands = []
+        self._take(event, now_s)
+        self._expire(now_s)
+        self._start_queued(now_s)
+        self._drafting.note_late(now_s)
+        self._start_pass(now_s)
+        return self._commands
+
+    def _wait_until_s(self, request: Request) -> float:
+        return wait_until_s(request, self._drafting.late, self._config.policy)
+
+    def _take(self, event: Event, now_s: float) -> None:
+        match event:
+            case Submitted(new):
+                self._submit(new, now_s)
+            case Cancelled(number):
+                if number in self._requests:
+                    self._remove(self._requests[number])
+            case Stopped(number):
+                if number in self._requests:
+                    self._end(self._requests[number], now_s, reason="stop")
+            case TargetUp(facts):
+                self._target = facts
+                self.num_free_kv_blocks = facts.num_kv_blocks
+            case TargetDown():
+                self._lose_target()
+            case PassDone():
+                self._finish_pass(event, now_s)
+            case DrafterUp(worker, drafters):
+                self._commands += self._drafting.add_worker(worker, drafters, now_s)
+            case DrafterDown(worker):
+                self._commands += self._drafting.lose_worker(worker, now_s)
+            case Grown():
+                vocab_size = self._target.vocab_size if self._target is not None else 0
+                self._commands += self._drafting.grow(event, vocab_size, now_s)
+            case Tick():
+                pass
+
+    # ── a request's beginning and end ───────────────────────────────────────────────────────────────
+
+    def _submit(self, new: NewRequest, now_s: float) -> None:
+        self._requests[new.number] = Request(new, now_s)
+        self._queue.append(new.number)
+
+    def _start_queued(self, now_s: float) -> None:
+        """Start requests in order of arrival while a place and their KV blocks are free."""
+        while self._queue and self._target is not None and len(self._running) < self._config.max_running_requests:
+            request = self._requests[self._queue[0]]
+            block_size, num_kv_blocks = self._target.block_size, self._target.num_kv_blocks
+            needed = request.blocks_reserved(block_size)
+            reserved = sum(other.blocks_reserved(block_size) for other in self._running.values())
+            if needed > num_kv_blocks:
+                limit = f"the target's KV cache holds {num_kv_blocks} blocks of {block_size} tokens"
+                self._fail(request, Overloaded(f"the request may come to need {needed} KV blocks: {limit}"), now_s)
+                continue
+            if reserved + needed > num_kv_blocks:
+                return
+            self._queue.popleft()
+            self._running[request.number] = request
+            request.stats.started_s = now_s
+            request.target = TargetView(epoch=next(self._epochs))
+            self._commands += self._drafting.order(request, now_s)
+
+    def _expire(self, now_s: float) -> None:
+        for request in list(self._requests.values()):
+            deadline_s = request.new.deadline_s
+            if deadline_s is not None and now_s >= deadline_s:
+                got = request.num_completion_tokens
+                self._fail(request, DeadlineExceeded(f"the deadline passed after {got} tokens"), now_s)
+        if self._in_flight is not None and now_s >= self._in_flight.deadline_s:
+            reason = f"no answer to pass {self._in_flight.pass_id} within {self._config.pass_timeout_s:g} s"
+            self._commands.append(ResetTarget(reason))
+            self._lose_target()
+
+    def _fail(self, request: Request, error: OutriderError, now_s: float) -> None:
+        self._end(request, now_s, error=error)
+
+    def _end(
+        self,
+        request: Request,
+        now_s: float,
+        *,
+        reason: FinishReason | None = None,
+        end_token_id: int | None = None,
+        error: OutriderError | None = None,
+    ) -> None:
+        self._remove(request)
+        request.stats.finished_s = now_s
+        self._commands.append(Finish(request.number, reason, end_token_id, error, request.stats))
+
+    def _remove(self, request: Request) -> None:
+        """Forget a request, and have every worker forget it."""
+        del self._requests[request.number]
+        if request.number in self._running:
+            del self._running[request.number]
+            self._release_everywhere(request)
+        else:
+            self._queue.remove(request.number)
+
+    def _release_everywhere(self, request: Request) -> None:
+        if self._target is not None:
+            self._commands.append(ReleaseTarget(request.number, request.target.epoch))
+        self._commands += self._drafting.release(request)
+
+    # ── passes ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _start_pass(self, now_s: float) -> None:
+        """Send a pass of every row that has nothing to wait for, if the target is free."""
+        if self._target is None or self._in_flight is not None:
+            return
+        ready = [request for request in self._running.values() if self._wait_until_s(request) <= now_s]
+        rows = compose_pass(ready, self._target.max_pass_tokens)
+        if not rows:
+            return
+        for row in rows:
+            request = self._running[row.request]
+            request.stats.num_drafted_nodes += len(row.node_tokens)
+        pass_id = next(self._pass_ids)
+        deadline_s = now_s + self._config.pass_timeout_s
+        self._in_flight = _PassInFlight(pass_id, deadline_s, [row.request for row in rows])
+        self._commands.append(SendPass(pass_id, rows))
+
+    def _finish_pass(self, done: PassDone, now_s: float) -> None:
+        if self._in_flight is None or done.pass_id != self._in_flight.pass_id:
+            return
+        outcomes = {outcome.request: outcome for outcome in done.outcomes}
+        sent, self._in_flight = self._in_flight.requests, None
+        self.num_free_kv_blocks = done.num_free_kv_blocks
+        for number in sent:
+            request = self._running.get(number)
+            if request is None:  # cancelled, or past its deadline, while the pass ran
+                continue
+            self._take_outcome(request, outcomes.get(number), now_s)
+
+    def _take_outcome(self, request: Request, outcome: RowOutcome | None, now_s: float) -> None:
+        if outcome is None:
+            self._fail(request, InternalError("the target's answer lacks the row of this request"), now_s)
+            return
+        if outcome.epoch != request.target.epoch or outcome.committed_len != request.committed_len:
+            return
+        match outcome.status:
+            case "ok":
+                request.target.known_len = outcome.known_len
+                request.stats.num_cached_prompt_tokens += outcome.num_cached_tokens
+                if outcome.tokens:
+                    self._commit(request, outcome, now_s)
+            case "prefix_missing" if request.target.known_len > 0:
+                self._reopen_on_target(request)
+            case "prefix_missing":
+                self._fail(request, InternalError("the target misses a prefix that it was just sent"), now_s)
+            case "no_capacity":
+                self._fail(request, Overloaded("the target ran out of KV blocks", retry_after_s=1.0), now_s)
+            case "invalid" | "failed":
+                self._fail(request, InternalError(f"the target refused the row: {outcome.detail}"), now_s)
+
+    def _commit(self, request: Request, outcome: RowOutcome, now_s: float) -> None:
+        if request.stats.first_token_s is None:
+            request.stats.first_token_s = now_s
+        commit = request.commit(outcome.tokens)
+        self._commands.append(Emit(request.number, commit.tokens, commit.sources))
+        if commit.reason is not None:
+            self._end(request, now_s, reason=commit.reason, end_token_id=commit.end_token_id)
+        else:
+            self._commands += self._drafting.order(request, now_s)
+
+    def _reopen_on_target(self, request: Request) -> None:
+        request.target = TargetView(epoch=next(self._epochs))
+
+    def _lose_target(self) -> None:
+        self._target = None
+        self._in_flight = None
+        self.num_free_kv_blocks = 0
+        for request in self._running.values():
+            self._reopen_on_target(request)

@@ -1,0 +1,136 @@
+"""The core's side of drafting: who drafts for whom, what each drafter was told, and which ones keep up.
+
+Part of the core: no I/O. A drafter's answer counts only for the (request, epoch, committed_len) of its newest order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from scheduler.events import DrafterCount, Grown, ReleaseDrafter, SendOrder
+from scheduler.request import DrafterView, Request
+
+
+class Drafting:
+    """Orders to drafters, and the nodes that come back.
+
+    `running`: the core's running requests, by number. `late`: the (worker, drafter) pairs that did not
+    answer their last order in `draft_wait_s`; no row waits for them, and they get a new order only when they
+    have answered the old one.
+    """
+
+    def __init__(self, draft_wait_s: float, running: Mapping[int, Request], epochs: Iterator[int]) -> None:
+        self.late: set[tuple[str, str]] = set()
+        self._draft_wait_s = draft_wait_s
+        self._running = running
+        self._epochs = epochs
+        self._workers: dict[str, tuple[str, ...]] = {}  # names of the drafters on each worker
+
+    def order(self, request: Request, now_s: float) -> list[SendOrder]:
+        """Tell this request's drafters its newest state, and ask for nodes below it."""
+        self._assign(request)
+        return [
+            self._order(request, view, now_s)
+            for view in request.drafters.values()
+            if view.ordered_len is None or (view.worker, view.drafter) not in self.late
+        ]
+
+    def add_worker(self, worker: str, drafters: Sequence[str], now_s: float) -> list[SendOrder]:
+        self._workers[worker] = tuple(drafters)
+        return self._order_from_new(now_s)
+
+    def lose_worker(self, worker: str, now_s: float) -> list[SendOrder]:
+        """Its nodes stay in the trees: they are as good as any. Its requests move to another worker if one is there."""
+        self._workers.pop(worker, None)
+        self.late = {pair for pair in self.late if pair[0] != worker}
+        for request in self._running.values():
+            for name in [name for name, view in request.drafters.items() if view.worker == worker]:
+                del request.drafters[name]
+        return self._order_from_new(now_s)
+
+    def release(self, request: Request) -> list[ReleaseDrafter]:
+        views = request.drafters.values()
+        return [ReleaseDrafter(view.worker, view.drafter, request.number, view.epoch) for view in views]
+
+    def note_late(self, now_s: float) -> None:
+        for request in self._running.values():
+            for view in request.drafters.values():
+                if view.ordered_len is not None and now_s >= view.ordered_s + self._draft_wait_s:
+                    self.late.add((view.worker, view.drafter))
+
+    def grow(self, grown: Grown, vocab_size: int, now_s: float) -> list[SendOrder]:
+        """Take nodes into their request's tree; what is stale, or makes no sense, is dropped."""
+        request = self._running.get(grown.request)
+        view = request.drafters.get(grown.drafter) if request is not None else None
+        if request is None or view is None or (view.worker, view.epoch) != (grown.worker, grown.epoch):
+            return []
+        if grown.is_prefix_missing:
+            return self._reopen(request, view, now_s)
+        if grown.committed_len != view.ordered_len:
+            return []
+        if grown.committed_len == request.committed_len:
+            _add_nodes(request, view, grown, vocab_size)
+        return self._finish_order(request, view, now_s) if grown.is_done else []
+
+    def _order_from_new(self, now_s: float) -> list[SendOrder]:
+        requests = self._running.values()
+        return [self._order(request, view, now_s) for request in requests for view in self._assign(request)]
+
+    def _assign(self, request: Request) -> list[DrafterView]:
+        """Give a request one worker for each drafter that it may use and lacks: the one with the fewest requests."""
+        added: list[DrafterView] = []
+        for name in sorted({name for names in self._workers.values() for name in names}):
+            if name in request.drafters or not request.new.may_use(name):
+                continue
+            workers = [worker for worker, names in self._workers.items() if name in names]
+            worker = min((self._num_requests_on(worker, name), worker) for worker in workers)[1]
+            request.drafters[name] = DrafterView(worker, name, epoch=next(self._epochs))
+            added.append(request.drafters[name])
+        return added
+
+    def _num_requests_on(self, worker: str, drafter: str) -> int:
+        views = (request.drafters.get(drafter) for request in self._running.values())
+        return sum(1 for view in views if view is not None and view.worker == worker)
+
+    def _order(self, request: Request, view: DrafterView, now_s: float) -> SendOrder:
+        view.is_opening = view.told_len == 0
+        order = SendOrder(
+            worker=view.worker,
+            drafter=view.drafter,
+            request=request.number,
+            epoch=view.epoch,
+            committed_len=request.committed_len,
+            opening=request.opening() if view.is_opening else None,
+            tokens_start=view.told_len,
+            tokens=request.tokens[view.told_len :],
+            max_nodes=request.new.max_nodes,
+        )
+        view.told_len = view.ordered_len = request.committed_len
+        view.ordered_s = now_s
+        view.nodes = {}
+        return order
+
+    def _reopen(self, request: Request, view: DrafterView, now_s: float) -> list[SendOrder]:
+        """Send everything again. A drafter that misses what it was just sent whole waits for the next commit."""
+        view.epoch, view.told_len, view.ordered_len = next(self._epochs), 0, None
+        return [] if view.is_opening else [self._order(request, view, now_s)]
+
+    def _finish_order(self, request: Request, view: DrafterView, now_s: float) -> list[SendOrder]:
+        elapsed_s, ordered_len = now_s - view.ordered_s, view.ordered_len
+        view.ordered_len = None
+        if elapsed_s <= self._draft_wait_s:
+            self.late.discard((view.worker, view.drafter))
+        return [] if ordered_len == request.committed_len else [self._order(request, view, now_s)]
+
+
+def _add_nodes(request: Request, view: DrafterView, grown: Grown, vocab_size: int) -> None:
+    """Merge nodes into the tree. Dropped: those without a parent, outside the vocabulary, or beyond the order."""
+    drafted = request.stats.drafters.setdefault(view.drafter, DrafterCount())
+    entries = zip(grown.tokens, grown.parents, grown.scores, strict=True)
+    for number, (token, parent_number, score) in enumerate(entries, grown.first_node):
+        parent = view.nodes.get(parent_number)
+        is_orphan = parent is None and parent_number != 0
+        if is_orphan or not 0 <= token < vocab_size or len(view.nodes) >= request.new.max_nodes:
+            continue
+        view.nodes[number] = request.tree.add(parent, token, view.drafter, score)
+        drafted.num_drafted_nodes += 1

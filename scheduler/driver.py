@@ -1,0 +1,246 @@
+"""The core's shell: feeds it events and the time, carries out its commands. All on one event loop, so no locks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TypeVar
+
+from outrider.errors import Overloaded, ServerUnavailable
+from outrider.types import TokenSource
+from outrider.v1 import inference_pb2 as pb
+from outrider.v1.target_pb2 import TargetDescription
+from outrider.v1.worker_pb2 import Vocabulary
+from scheduler.core import Core, CoreConfig
+from scheduler.events import (
+    Cancelled,
+    Command,
+    DrafterUp,
+    Emit,
+    Event,
+    Finish,
+    NewRequest,
+    ReleaseDrafter,
+    ReleaseTarget,
+    ResetTarget,
+    SendOrder,
+    SendPass,
+    Submitted,
+    Tick,
+)
+from scheduler.links import DrafterLink, Link, TargetLink
+from scheduler.messages import drafter_release_message, order_message, pass_message, target_release_message
+from scheduler.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+AnyLink = TypeVar("AnyLink", TargetLink, DrafterLink)
+
+FIRST_GUESS_OF_A_REQUEST_S = 2.0
+
+
+@dataclass(slots=True)
+class Mailbox:
+    """What the core has for one request's stream. Bounded by the request's own max_tokens."""
+
+    tokens: list[int] = field(default_factory=list)
+    sources: list[TokenSource] = field(default_factory=list)
+    finish: Finish | None = None
+    _is_filled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, command: Emit | Finish) -> None:
+        if isinstance(command, Finish):
+            self.finish = command
+        else:
+            self.tokens.extend(command.tokens)
+            self.sources.extend(command.sources)
+        self._is_filled.set()
+
+    async def take(self) -> tuple[list[int], list[TokenSource], Finish | None]:
+        """All that has come since the last call; waits until something has. The core bounds the wait:
+        a request that is lost, or past its deadline, finishes with an error."""
+        await self._is_filled.wait()
+        self._is_filled.clear()
+        taken = self.tokens, self.sources, self.finish
+        self.tokens, self.sources = [], []
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What the target said of itself, and its tokenizer."""
+
+    description: TargetDescription
+    tokenizer: Tokenizer
+
+
+class Driver:
+    """Runs one core, its links and its clock."""
+
+    def __init__(self, config: CoreConfig, max_queued_requests: int) -> None:
+        self.core = Core(config)
+        self.model: ServedModel | None = None
+        self.drafter_names: set[str] = set()  # all that ever were here: one that restarts is no unknown name
+        self._config = config
+        self._max_queued_requests = max_queued_requests
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._numbers = count(1)
+        self._target_links: dict[str, tuple[TargetLink, asyncio.Task[None]]] = {}
+        self._drafter_links: dict[str, tuple[DrafterLink, asyncio.Task[None]]] = {}
+        self._model_known = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._request_s = FIRST_GUESS_OF_A_REQUEST_S  # running mean of how long a request runs
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────
+
+    def next_number(self) -> int:
+        return next(self._numbers)
+
+    @property
+    def now_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def served_model(self) -> ServedModel:
+        if self.model is None:
+            raise ServerUnavailable("the server is starting: its target is not there yet", retry_after_s=1.0)
+        return self.model
+
+    def check_room(self) -> None:
+        """Raises Overloaded, with the expected wait for a place in the queue, when there is none."""
+        num_queued = self.core.num_queued
+        if num_queued >= self._max_queued_requests:
+            wait_s = max(self._request_s * num_queued / self._config.max_running_requests, 0.1)
+            text = f"{self.core.num_running} requests run and {num_queued} wait, which is the limit"
+            raise Overloaded(f"{text}: come back in {wait_s:.1f} s", retry_after_s=wait_s)
+
+    def submit(self, request: NewRequest) -> Mailbox:
+        self.check_room()
+        mailbox = self._mailboxes[request.number] = Mailbox()
+        self.post(Submitted(request))
+        return mailbox
+
+    def cancel(self, number: int) -> None:
+        """Release all that a request holds; nothing happens if it has finished. Its mailbox is closed."""
+        if self._mailboxes.pop(number, None) is not None:
+            self.post(Cancelled(number))
+
+    # ── events and commands ─────────────────────────────────────────────────────────────────────────
+
+    def post(self, event: Event) -> None:
+        if isinstance(event, DrafterUp):
+            self.drafter_names.update(event.drafters)
+        for command in self.core.handle(event, self.now_s):
+            self._carry_out(command)
+        self._set_timer()
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case SendPass():
+                self._send_to_target(pass_message(command))
+            case ReleaseTarget():
+                self._send_to_target(target_release_message(command))
+            case SendOrder():
+                self._send_to_drafter(command.worker, order_message(command))
+            case ReleaseDrafter():
+                self._send_to_drafter(command.worker, drafter_release_message(command))
+            case ResetTarget(reason):
+                for link, _ in self._target_links.values():
+                    link.reset(reason)
+            case Emit() | Finish():
+                self._deliver(command)
+
+    def _send_to_target(self, message: object) -> None:
+        for link, _ in self._target_links.values():
+            link.send(message)
+
+    def _send_to_drafter(self, worker: str, message: object) -> None:
+        if worker in self._drafter_links:
+            self._drafter_links[worker][0].send(message)
+
+    def _deliver(self, command: Emit | Finish) -> None:
+        if isinstance(command, Finish) and command.stats.started_s is not None:
+            ran_s = (command.stats.finished_s or self.now_s) - command.stats.started_s
+            self._request_s += 0.1 * (ran_s - self._request_s)
+        mailbox = self._mailboxes.get(command.request)
+        if mailbox is not None:
+            mailbox.put(command)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wakeup_s = self.core.next_wakeup_s()
+        if wakeup_s is not None:
+            self._timer = asyncio.get_running_loop().call_at(wakeup_s, self.post, Tick())
+
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
+        """Hold links to exactly these workers. Links to those that stay are not touched."""
+        await self._drop(self._target_links, set(self._target_links) - set(targets))
+        await self._drop(self._drafter_links, set(self._drafter_links) - set(drafters))
+        for address in targets:
+            if address not in self._target_links:
+                target = TargetLink(address, self.post, self._learn_model)
+                self._target_links[address] = target, self._start(target)
+        for address in drafters:
+            if address not in self._drafter_links:
+                drafter = DrafterLink(address, self.post, self._vocabulary)
+                self._drafter_links[address] = drafter, self._start(drafter)
+
+    @property
+    def target_links(self) -> Iterable[TargetLink]:
+        return [link for link, _ in self._target_links.values()]
+
+    @property
+    def drafter_links(self) -> Iterable[DrafterLink]:
+        return [link for link, _ in self._drafter_links.values()]
+
+    async def wait_failed(self) -> None:
+        """Returns never; raises what ended a link that should not have ended."""
+        await asyncio.shield(self._failure)
+
+    async def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._drop(self._target_links, set(self._target_links))
+        await self._drop(self._drafter_links, set(self._drafter_links))
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _start(self, link: Link) -> asyncio.Task[None]:
+        task = asyncio.create_task(link.run(), name=f"link to {link.address}")
+        task.add_done_callback(self._note_end_of_link)
+        return task
+
+    def _note_end_of_link(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self._failure.done():
+            return
+        error = task.exception()
+        if error is not None:
+            log.critical("%s failed", task.get_name(), exc_info=error)
+            self._failure.set_exception(error)
+
+    async def _drop(self, links: dict[str, tuple[AnyLink, asyncio.Task[None]]], addresses: Iterable[str]) -> None:
+        for address in addresses:
+            _, task = links.pop(address)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _learn_model(self, description: TargetDescription, files: Mapping[str, bytes]) -> None:
+        if self.model is None or self.model.description.vocabulary != description.vocabulary:
+            tokenizer = await asyncio.to_thread(Tokenizer, files)
+            self.model = ServedModel(description, tokenizer)
+        self._model_known.set()
+
+    async def _vocabulary(self) -> Vocabulary:
+        await self._model_known.wait()
+        return self.served_model().description.vocabulary
+
+    def worker_state(self, link: DrafterLink, drafter: str) -> pb.WorkerState:
+        is_late = link.state == pb.WORKER_STATE_READY and self.core.is_late(link.address, drafter)
+        return pb.WORKER_STATE_LATE if is_late else link.state

@@ -1,0 +1,243 @@
+"""What the core is told (events) and what it wants done (commands): its whole contact with the world.
+
+Plain values. The service and the links translate between these and gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from outrider.errors import OutriderError
+from outrider.types import FinishReason, TokenSource
+from outrider.v1.inference_pb2 import SamplingParams
+
+RowStatus = Literal["ok", "prefix_missing", "no_capacity", "invalid", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewRequest:
+    """A validated, tokenised request. Times are seconds on the core's clock."""
+
+    number: int  # unique in this process, never reused
+    prompt: Sequence[int]
+    max_tokens: int
+    end_token_ids: frozenset[int]  # generation ends after one of these; empty with ignore_eos
+    stop_token_ids: frozenset[int]
+    sampling: SamplingParams  # for the workers; the seed is filled in
+    speculates: bool
+    drafters: frozenset[str]  # names that may draft; empty: all
+    max_nodes: int  # draft nodes verified in one pass
+    deadline_s: float | None
+
+    def may_use(self, drafter: str) -> bool:
+        return self.speculates and (not self.drafters or drafter in self.drafters)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFacts:
+    """What the core must know of a target: its KV pool, and how much fits into a pass."""
+
+    vocab_size: int
+    block_size: int
+    num_kv_blocks: int
+    max_pass_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutcome:
+    """A target's answer for one row. `tokens`: those accepted along the walk, then the next token."""
+
+    request: int
+    epoch: int
+    committed_len: int
+    status: RowStatus
+    tokens: Sequence[int] = ()
+    known_len: int = 0
+    num_cached_tokens: int = 0
+    detail: str = ""
+
+
+# ── events ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    request: NewRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The client is gone: release everything, answer nothing."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A stop string ended the text: the request is complete."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class TargetUp:
+    facts: TargetFacts
+
+
+@dataclass(frozen=True, slots=True)
+class TargetDown:
+    """The stream to the target ended: whatever it held or was computing is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassDone:
+    pass_id: int
+    outcomes: Sequence[RowOutcome]
+    num_free_kv_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterUp:
+    worker: str
+    drafters: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterDown:
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """Nodes for a request's tree; the three lists have one length.
+
+    `parents` are node numbers of the same order, 0 for the root.
+    """
+
+    worker: str
+    drafter: str
+    request: int
+    epoch: int
+    committed_len: int
+    first_node: int
+    tokens: Sequence[int]
+    parents: Sequence[int]
+    scores: Sequence[float]
+    is_done: bool
+    is_prefix_missing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing happened but time."""
+
+
+Event = Submitted | Cancelled | Stopped | TargetUp | TargetDown | PassDone | DrafterUp | DrafterDown | Grown | Tick
+
+# ── commands ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Comes with the first message of an epoch."""
+
+    sampling: SamplingParams
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    request: int
+    epoch: int
+    committed_len: int
+    opening: Opening | None
+    tokens_start: int
+    tokens: Sequence[int]  # committed tokens from tokens_start on; short of committed_len: a prompt chunk
+    node_tokens: Sequence[int]
+    node_parents: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class SendPass:
+    pass_id: int
+    rows: Sequence[PlannedRow]
+
+
+@dataclass(frozen=True, slots=True)
+class ResetTarget:
+    """The target did not answer in time: end the stream to it and connect anew."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseTarget:
+    request: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendOrder:
+    worker: str
+    drafter: str
+    request: int
+    epoch: int
+    committed_len: int
+    opening: Opening | None
+    tokens_start: int
+    tokens: Sequence[int]
+    max_nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseDrafter:
+    worker: str
+    drafter: str
+    request: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Tokens that are committed for good, with who proposed them."""
+
+    request: int
+    tokens: Sequence[int]
+    sources: Sequence[TokenSource]
+
+
+@dataclass(slots=True)
+class DrafterCount:
+    num_drafted_nodes: int = 0
+    num_accepted_tokens: int = 0
+
+
+@dataclass(slots=True)
+class RequestStats:
+    """What a request cost and gained. Times are seconds on the core's clock."""
+
+    submitted_s: float
+    started_s: float | None = None  # left the queue
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    num_cached_prompt_tokens: int = 0
+    num_passes: int = 0
+    num_drafted_nodes: int = 0
+    num_accepted_tokens: int = 0
+    drafters: dict[str, DrafterCount] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last command of a request: an end, or the one error it ends with."""
+
+    request: int
+    reason: FinishReason | None
+    end_token_id: int | None
+    error: OutriderError | None
+    stats: RequestStats
+
+
+Command = SendPass | ResetTarget | ReleaseTarget | SendOrder | ReleaseDrafter | Emit | Finish

@@ -1,0 +1,213 @@
+"""Links to workers: one bidirectional stream each, kept up for as long as the worker is wanted.
+
+A link turns a worker's reports into events and the core's commands into messages. A session is
+connect → describe → check → exchange; whatever ends it, the core is told that the worker's state is gone,
+and the link starts over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from outrider.errors import OutriderError
+from outrider.rpc import link_options
+from outrider.v1 import inference_pb2 as pb
+from outrider.v1 import worker_pb2
+from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport, DrafterWorkerDescription
+from outrider.v1.drafter_pb2_grpc import DrafterStub
+from outrider.v1.target_pb2 import GetTokenizerRequest, TargetCommand, TargetDescription, TargetReport
+from outrider.v1.target_pb2_grpc import TargetStub
+from scheduler.events import DrafterDown, DrafterUp, Event, TargetDown, TargetFacts, TargetUp
+from scheduler.messages import growths_of, pass_done_of
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 10.0
+DESCRIBE_TIMEOUT_S = 60.0  # a tokenizer of a large vocabulary takes a while to send
+WRITE_TIMEOUT_S = 30.0
+RECONNECT_PAUSE_S = 0.2
+MAX_OUTBOX = 4096
+
+Post = Callable[[Event], None]
+
+
+class Refused(OutriderError):
+    """The worker can't be used with this target; trying again would not help."""
+
+
+class Link(ABC):
+    """The life of one link. `run` ends only by cancellation, or for good when the worker is refused."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.state: pb.WorkerState = pb.WORKER_STATE_CONNECTING
+        self.detail = ""
+        self._outbox: asyncio.Queue[Any] = asyncio.Queue(MAX_OUTBOX)
+        self._session: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        while True:
+            self._outbox = asyncio.Queue(MAX_OUTBOX)
+            self._session = asyncio.create_task(self._hold_session())
+            try:
+                await asyncio.wait([self._session])
+            finally:
+                self._session.cancel()
+                ended = await asyncio.gather(self._session, return_exceptions=True)
+            if isinstance(ended[0], Exception):
+                raise ended[0]
+            if self.state == pb.WORKER_STATE_REFUSED:
+                return
+            self.state = pb.WORKER_STATE_CONNECTING
+            await asyncio.sleep(RECONNECT_PAUSE_S)
+
+    def send(self, message: Any) -> None:
+        """Queue a message for the worker; one that can't keep up with its queue loses its session."""
+        try:
+            self._outbox.put_nowait(message)
+        except asyncio.QueueFull:
+            self.reset(f"{MAX_OUTBOX} messages wait for it")
+
+    def reset(self, reason: str) -> None:
+        """End the session; a new one begins at once."""
+        log.warning("%s: session ended: %s", self.address, reason)
+        if self._session is not None:
+            self._session.cancel()
+
+    async def _hold_session(self) -> None:
+        try:
+            async with grpc.aio.insecure_channel(self.address, options=link_options()) as channel:
+                await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
+                await self._hold(channel)
+        except Refused as err:
+            self.state, self.detail = pb.WORKER_STATE_REFUSED, err.message
+            log.error("%s is refused: %s", self.address, err.message)
+        except TimeoutError:
+            self.detail = "does not answer"
+        except grpc.aio.AioRpcError as err:
+            self.detail = err.details() or err.code().name
+            log.warning("%s: link lost: %s", self.address, self.detail)
+
+    async def _exchange(self, call: grpc.aio.StreamStreamCall[Any, Any], take: Callable[[Any], None]) -> None:
+        """Write the outbox and read reports until either side ends."""
+
+        async def write() -> None:
+            while True:
+                message = await self._outbox.get()
+                await asyncio.wait_for(call.write(message), WRITE_TIMEOUT_S)
+
+        writer = asyncio.create_task(write())
+        reader = asyncio.create_task(_read_all(call, take))
+        try:
+            done, _ = await asyncio.wait([writer, reader], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            writer.cancel()
+            reader.cancel()
+            call.cancel()
+            await asyncio.gather(writer, reader, return_exceptions=True)
+
+    @abstractmethod
+    async def _hold(self, channel: grpc.aio.Channel) -> None:
+        """One session on a channel that is ready."""
+
+
+async def _read_all(call: grpc.aio.StreamStreamCall[Any, Any], take: Callable[[Any], None]) -> None:
+    async for report in call:
+        take(report)
+
+
+class TargetLink(Link):
+    """`on_describe` is awaited with the description and the tokenizer's files before the target is used."""
+
+    def __init__(
+        self,
+        address: str,
+        post: Post,
+        on_describe: Callable[[TargetDescription, Mapping[str, bytes]], Any],
+    ) -> None:
+        super().__init__(address)
+        self._post = post
+        self._on_describe = on_describe
+        self.description: TargetDescription | None = None
+
+    async def _hold(self, channel: grpc.aio.Channel) -> None:
+        stub: Any = TargetStub(channel)
+        description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)
+        files: dict[str, bytearray] = {}
+        async for piece in stub.GetTokenizer(GetTokenizerRequest(), timeout=DESCRIBE_TIMEOUT_S):
+            files.setdefault(piece.file, bytearray()).extend(piece.data)
+        await self._on_describe(description, {name: bytes(data) for name, data in files.items()})
+        self.description = description
+        call = stub.Connect()
+        self.state, self.detail = pb.WORKER_STATE_READY, ""
+        log.info("target %s at %s is ready", description.name, self.address)
+        facts = TargetFacts(
+            vocab_size=description.vocabulary.size,
+            block_size=description.block_size,
+            num_kv_blocks=description.num_kv_blocks,
+            max_pass_tokens=description.max_pass_tokens,
+        )
+        self._post(TargetUp(facts))
+        try:
+            await self._exchange(call, self._take)
+        finally:
+            self._post(TargetDown())
+
+    def send_command(self, command: TargetCommand) -> None:
+        self.send(command)
+
+    def _take(self, report: TargetReport) -> None:
+        if report.HasField("pass_result"):
+            self._post(pass_done_of(report.pass_result))
+
+
+class DrafterLink(Link):
+    """`vocabulary` is awaited for what the target's tokens mean; drafters that mean others are refused."""
+
+    def __init__(self, address: str, post: Post, vocabulary: Callable[[], Any]) -> None:
+        super().__init__(address)
+        self._post = post
+        self._vocabulary = vocabulary
+        self.description: DrafterWorkerDescription | None = None
+
+    async def _hold(self, channel: grpc.aio.Channel) -> None:
+        stub: Any = DrafterStub(channel)
+        description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)
+        self.description = description
+        target_vocabulary = await self._vocabulary()
+        for drafter in description.drafters:
+            _check_vocabulary(drafter.name, drafter.vocabulary, target_vocabulary)
+        call = stub.Connect()
+        self.state, self.detail = pb.WORKER_STATE_READY, ""
+        log.info("drafter worker %s at %s is ready", description.name, self.address)
+        self._post(DrafterUp(self.address, [drafter.name for drafter in description.drafters]))
+        try:
+            await self._exchange(call, self._take)
+        finally:
+            self._post(DrafterDown(self.address))
+
+    def send_command(self, command: DrafterCommand) -> None:
+        self.send(command)
+
+    def _take(self, report: DrafterReport) -> None:
+        for grown in growths_of(self.address, report.growths):
+            self._post(grown)
+
+
+def _check_vocabulary(name: str, own: worker_pb2.Vocabulary, target: worker_pb2.Vocabulary) -> None:
+    """A drafter without a vocabulary drafts by token id alone and fits any target."""
+    if own.size == 0:
+        return
+    if own.size != target.size:
+        raise Refused(f"drafter {name!r} has a vocabulary of {own.size} tokens, the target one of {target.size}")
+    if own.sha256 and target.sha256 and own.sha256 != target.sha256:
+        raise Refused(f"drafter {name!r} and the target have {own.size} tokens each, but not the same ones")

@@ -1,0 +1,126 @@
+"""The core's events and commands as messages of the worker protos, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from outrider.errors import InvalidRequest
+from outrider.packing import pack_i32, unpack_f32, unpack_i32
+from outrider.v1 import drafter_pb2, target_pb2
+from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_COUPLED
+from outrider.v1.worker_pb2 import OpenRequest, RequestRef, TokenSpan
+from scheduler.events import (
+    Grown,
+    Opening,
+    PassDone,
+    PlannedRow,
+    ReleaseDrafter,
+    ReleaseTarget,
+    RowOutcome,
+    RowStatus,
+    SendOrder,
+    SendPass,
+)
+
+_STATUS: dict[int, RowStatus] = {
+    target_pb2.ROW_STATUS_OK: "ok",
+    target_pb2.ROW_STATUS_PREFIX_MISSING: "prefix_missing",
+    target_pb2.ROW_STATUS_NO_CAPACITY: "no_capacity",
+    target_pb2.ROW_STATUS_INVALID: "invalid",
+    target_pb2.ROW_STATUS_FAILED: "failed",
+}
+
+
+def pass_message(command: SendPass) -> target_pb2.TargetCommand:
+    rows = [_row(row) for row in command.rows]
+    message = target_pb2.TargetCommand()
+    getattr(message, "pass").CopyFrom(target_pb2.Pass(pass_id=command.pass_id, rows=rows))  # a keyword of Python
+    return message
+
+
+def target_release_message(command: ReleaseTarget) -> target_pb2.TargetCommand:
+    return target_pb2.TargetCommand(release=RequestRef(request=command.request, epoch=command.epoch))
+
+
+def order_message(command: SendOrder) -> drafter_pb2.DrafterCommand:
+    order = drafter_pb2.DraftOrder(
+        ref=RequestRef(request=command.request, epoch=command.epoch),
+        drafter=command.drafter,
+        committed_len=command.committed_len,
+        open=_open(command.opening),
+        tokens=TokenSpan(start=command.tokens_start, ids=pack_i32(command.tokens)),
+        max_nodes=command.max_nodes,
+    )
+    return drafter_pb2.DrafterCommand(orders=drafter_pb2.DraftOrders(orders=[order]))
+
+
+def drafter_release_message(command: ReleaseDrafter) -> drafter_pb2.DrafterCommand:
+    ref = RequestRef(request=command.request, epoch=command.epoch)
+    return drafter_pb2.DrafterCommand(release=drafter_pb2.DraftRelease(ref=ref, drafter=command.drafter))
+
+
+def pass_done_of(result: target_pb2.PassResult) -> PassDone:
+    return PassDone(result.pass_id, [_outcome(row) for row in result.rows], result.num_free_kv_blocks)
+
+
+def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Grown]:
+    """One event a growth. One whose lists don't fit together keeps its meaning but loses its nodes."""
+    for growth in growths.growths:
+        try:
+            tokens, parents = unpack_i32(growth.tokens), unpack_i32(growth.parents)
+            scores = unpack_f32(growth.scores) or [0.0] * len(tokens)
+        except InvalidRequest:
+            tokens, parents, scores = [], [], []
+        if not len(tokens) == len(parents) == len(scores):
+            tokens, parents, scores = [], [], []
+        yield Grown(
+            worker=worker,
+            drafter=growth.drafter,
+            request=growth.ref.request,
+            epoch=growth.ref.epoch,
+            committed_len=growth.committed_len,
+            first_node=growth.first_node,
+            tokens=tokens,
+            parents=parents,
+            scores=scores,
+            is_done=growth.is_done,
+            is_prefix_missing=growth.is_prefix_missing,
+        )
+
+
+def _open(opening: Opening | None) -> OpenRequest | None:
+    if opening is None:
+        return None
+    return OpenRequest(
+        sampling=opening.sampling,
+        acceptance_rule=ACCEPTANCE_RULE_COUPLED,
+        num_prompt_tokens=opening.num_prompt_tokens,
+    )
+
+
+def _row(row: PlannedRow) -> target_pb2.Row:
+    return target_pb2.Row(
+        ref=RequestRef(request=row.request, epoch=row.epoch),
+        committed_len=row.committed_len,
+        open=_open(row.opening),
+        tokens=TokenSpan(start=row.tokens_start, ids=pack_i32(row.tokens)),
+        node_tokens=pack_i32(row.node_tokens),
+        node_parents=pack_i32(row.node_parents),
+    )
+
+
+def _outcome(row: target_pb2.RowResult) -> RowOutcome:
+    try:
+        tokens, status = unpack_i32(row.tokens), _STATUS.get(row.status, "failed")
+    except InvalidRequest:
+        tokens, status = [], "failed"
+    return RowOutcome(
+        request=row.ref.request,
+        epoch=row.ref.epoch,
+        committed_len=row.committed_len,
+        status=status,
+        tokens=tokens,
+        known_len=row.known_len,
+        num_cached_tokens=row.num_cached_tokens,
+        detail=row.detail,
+    )

@@ -1,0 +1,111 @@
+"""One request's state in the core: its tokens are the truth; the rest says what each worker knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from outrider.tree import DraftTree, Node
+from outrider.types import FinishReason, TokenSource
+from scheduler.events import DrafterCount, NewRequest, Opening, RequestStats
+
+
+@dataclass(slots=True)
+class TargetView:
+    """What the target knows of a request in this epoch. Epoch 0: not opened there."""
+
+    epoch: int = 0
+    known_len: int = 0  # committed tokens that it has been told of, or chose
+
+
+@dataclass(slots=True)
+class DrafterView:
+    """What one drafter knows of a request, and what it was last asked for."""
+
+    worker: str
+    drafter: str
+    epoch: int
+    told_len: int = 0
+    ordered_len: int | None = None  # committed_len of the order that it has not finished
+    ordered_s: float = 0.0
+    is_opening: bool = False  # the last order brought everything from the first token on
+    nodes: dict[int, Node] = field(default_factory=dict)  # of that order, by the drafter's own numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a walk added to a request."""
+
+    tokens: Sequence[int]
+    sources: Sequence[TokenSource]
+    reason: FinishReason | None  # set: the request is complete
+    end_token_id: int | None
+
+
+class Request:
+    """A running or queued request."""
+
+    def __init__(self, new: NewRequest, now_s: float) -> None:
+        self.new = new
+        self.tokens = list(new.prompt)
+        self.tree = DraftTree()
+        self.target = TargetView()
+        self.drafters: dict[str, DrafterView] = {}  # by the drafter's name
+        self.stats = RequestStats(submitted_s=now_s)
+
+    @property
+    def number(self) -> int:
+        return self.new.number
+
+    @property
+    def committed_len(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return len(self.tokens) - len(self.new.prompt)
+
+    def opening(self) -> Opening:
+        return Opening(self.new.sampling, len(self.new.prompt))
+
+    def blocks_reserved(self, block_size: int) -> int:
+        """KV blocks that this request can come to need: so reserved, a running request never lacks one.
+
+        The tree's nodes take slots after the committed tokens; its last block may be split by a walk.
+        """
+        longest = len(self.new.prompt) + self.new.max_tokens + self.new.max_nodes
+        return -(-longest // block_size) + 1
+
+    def commit(self, walked: Sequence[int]) -> Commit:
+        """Append a walk's tokens, the accepted ones and then the target's own, up to the request's end.
+
+        The tree's root moves along. Tokens after an end token, a stop token or the last allowed token
+        are dropped: decoding one token at a time would never have come to them.
+        """
+        kept: list[int] = []
+        reason: FinishReason | None = None
+        end_token_id: int | None = None
+        room = self.new.max_tokens - self.num_completion_tokens
+        for token in walked:
+            kept.append(token)
+            if token in self.new.end_token_ids or token in self.new.stop_token_ids:
+                reason = "end" if token in self.new.end_token_ids else "stop"
+                end_token_id = token
+                break
+            if len(kept) == room:
+                reason = "length"
+                break
+        num_accepted = min(len(kept), len(walked) - 1)
+        self._count(kept[:num_accepted])
+        self.tokens.extend(kept)
+        self.tree.advance(kept)
+        sources: list[TokenSource] = ["draft" if i < num_accepted else "target" for i in range(len(kept))]
+        return Commit(kept, sources, reason, end_token_id)
+
+    def _count(self, accepted: Sequence[int]) -> None:
+        self.stats.num_passes += 1
+        self.stats.num_accepted_tokens += len(accepted)
+        for depth in range(1, len(accepted) + 1):
+            node = self.tree.find(accepted[:depth])
+            for source in node.sources if node is not None else ():
+                self.stats.drafters.setdefault(source, DrafterCount()).num_accepted_tokens += 1

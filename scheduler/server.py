@@ -1,0 +1,109 @@
+"""The scheduler process: driver, public service, health and reflection behind one port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from outrider import __version__
+from outrider.errors import InternalError
+from outrider.rpc import DEFAULT_PORT, server_options
+from scheduler.core import CoreConfig
+from scheduler.driver import Driver
+from scheduler.policy import PolicyConfig
+from scheduler.service import SERVICE_NAME, InferenceService, ServiceLimits
+
+log = logging.getLogger(__name__)
+
+HEALTH_PERIOD_S = 0.2
+_SPARE_CALLS = 64  # beyond what can run or wait: information, health, and requests about to be refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """`listen`: host:port of the public service; port 0 takes a free one."""
+
+    listen: str = f"127.0.0.1:{DEFAULT_PORT}"
+    max_running_requests: int = 32
+    max_queued_requests: int = 256
+    max_nodes: int = 8
+    draft_wait_s: float = 1.0
+    pass_timeout_s: float = 60.0
+
+
+class SchedulerServer:
+    """start → set_workers (any number of times) → stop. The public service answers from start on, UNAVAILABLE
+    until a target is there."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._driver: Driver | None = None
+        self._service: InferenceService | None = None
+        self._server: grpc.aio.Server | None = None
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health_task: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Serve; returns host:port. Raises InternalError when the address can't be had."""
+        config = self._config
+        core = CoreConfig(
+            max_running_requests=config.max_running_requests,
+            pass_timeout_s=config.pass_timeout_s,
+            policy=PolicyConfig(draft_wait_s=config.draft_wait_s),
+        )
+        limits = ServiceLimits(config.max_running_requests, config.max_queued_requests, config.max_nodes)
+        self._driver = Driver(core, config.max_queued_requests)
+        self._service = InferenceService(self._driver, limits, __version__)
+        max_calls = config.max_running_requests + config.max_queued_requests + _SPARE_CALLS
+        self._server = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=max_calls)
+        self._server.add_generic_rpc_handlers((self._service.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        try:
+            port = self._server.add_insecure_port(config.listen)
+        except RuntimeError as err:
+            raise InternalError(f"scheduler.listen is {config.listen!r}: it can't be bound; is it in use?") from err
+        await self._server.start()
+        self._health_task = asyncio.create_task(self._keep_health(self._driver))
+        host = config.listen.rpartition(":")[0]
+        log.info("scheduler serves at %s:%d", host, port)
+        return f"{host}:{port}"
+
+    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
+        """Use exactly these workers, given as host:port. Call again whenever one is restarted elsewhere."""
+        assert self._driver is not None, "start() comes first"
+        await self._driver.set_workers(targets, drafters)
+
+    async def wait_failed(self) -> None:
+        """Returns never; raises what broke the scheduler."""
+        assert self._driver is not None, "start() comes first"
+        await self._driver.wait_failed()
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Drain: refuse new requests, let the admitted ones end within `grace_s`, then close. Idempotent."""
+        if self._server is None or self._driver is None or self._service is None:
+            return
+        server, self._server = self._server, None
+        self._service.is_draining = True
+        if self._health_task is not None:
+            self._health_task.cancel()
+        await self._health.enter_graceful_shutdown()
+        await server.stop(grace_s)
+        await self._driver.stop()
+
+    async def _keep_health(self, driver: Driver) -> None:
+        """SERVING while a target is there. A restart of the target is short: streams pause, and so does health."""
+        while True:
+            reply = health_pb2.HealthCheckResponse
+            status = reply.SERVING if driver.core.has_target else reply.NOT_SERVING
+            for name in ("", SERVICE_NAME):
+                await self._health.set(name, status)
+            await asyncio.sleep(HEALTH_PERIOD_S)

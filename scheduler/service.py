@@ -1,0 +1,300 @@
+"""The public gRPC service: validate, tokenise, admit, stream.
+
+One request's way: `generate` → `_admit` (admission.py, tokenizer.py in a thread) → Driver.submit → the core …
+→ Mailbox → TextStream in a thread → the client. Leaving `generate` in any way releases the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from outrider.errors import (
+    RETRY_PUSHBACK_KEY,
+    DeadlineExceeded,
+    InvalidRequest,
+    OutriderError,
+    ServerUnavailable,
+    status_of,
+)
+from outrider.rpc import MAX_MESSAGE_BYTES
+from outrider.v1 import inference_pb2 as pb
+from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
+from scheduler.driver import Driver, Mailbox, ServedModel
+from scheduler.events import Finish, NewRequest, Stopped
+from scheduler.links import DrafterLink, TargetLink
+from scheduler.malformed import Malformed, parser
+from scheduler.responses import SentTokens, finished, started
+from scheduler.text import TextStream
+
+SERVICE_NAME = "outrider.v1.Inference"
+REQUEST_ID_KEY = "outrider-request-id"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    max_running_requests: int
+    max_queued_requests: int
+    max_nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    request_id: str
+    model: ServedModel
+    new: NewRequest
+    text: TextStream
+
+
+class InferenceService:
+    """Serves outrider.v1.Inference on a Driver."""
+
+    def __init__(self, driver: Driver, limits: ServiceLimits, version: str) -> None:
+        self._driver = driver
+        self._limits = limits
+        self._version = version
+        self._request_ids: set[str] = set()
+        self.is_draining = False
+
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service for a grpc.aio server. Requests are parsed by `malformed.parser`, which never raises."""
+        handlers = {
+            "Generate": grpc.unary_stream_rpc_method_handler(
+                self._generate,
+                request_deserializer=parser(pb.GenerateRequest),
+                response_serializer=pb.GenerateResponse.SerializeToString,
+            ),
+            "GetModelInfo": grpc.unary_unary_rpc_method_handler(
+                _unary(self.get_model_info),
+                request_deserializer=parser(pb.GetModelInfoRequest),
+                response_serializer=pb.GetModelInfoResponse.SerializeToString,
+            ),
+            "GetServerInfo": grpc.unary_unary_rpc_method_handler(
+                _unary(self.get_server_info),
+                request_deserializer=parser(pb.GetServerInfoRequest),
+                response_serializer=pb.GetServerInfoResponse.SerializeToString,
+            ),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
+
+    # ── Generate ────────────────────────────────────────────────────────────────────────────────────
+
+    async def _generate(
+        self, request: pb.GenerateRequest | Malformed, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        try:
+            async for response in self.generate(request, context):
+                yield response
+        except OutriderError as err:
+            await _abort(context, err)
+
+    async def generate(
+        self, request: pb.GenerateRequest | Malformed, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        if isinstance(request, Malformed):
+            raise InvalidRequest(request.reason)
+        if request.request_id and request.request_id in self._request_ids:
+            raise InvalidRequest.of("request_id", request.request_id, "a running request has this id")
+        request_id = request.request_id or secrets.token_hex(8)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+        self._request_ids.add(request_id)
+        try:
+            admitted = await self._admit(request, request_id, context.time_remaining())
+            mailbox = self._driver.submit(admitted.new)
+            try:
+                yield started(request_id, admitted.model.description.model, admitted.new)
+                async for response in self._stream(admitted, mailbox):
+                    yield response
+            finally:
+                self._driver.cancel(admitted.new.number)
+        finally:
+            self._request_ids.discard(request_id)
+
+    async def _admit(self, request: pb.GenerateRequest, request_id: str, time_left_s: float | None) -> _Admitted:
+        """All that can be refused is refused here, before any worker hears of the request."""
+        if self.is_draining:
+            raise ServerUnavailable("the server is draining: it takes no new requests")
+        deadline_s = None if time_left_s is None else self._driver.now_s + time_left_s
+        if time_left_s is not None and time_left_s <= 0:
+            raise DeadlineExceeded(f"the deadline passed {-time_left_s:.3f} s before the request came")
+        model = self._driver.served_model()
+        limits = self._model_limits(model)
+        check_request(request, limits, self._driver.drafter_names)
+        self._driver.check_room()
+        prompt = await asyncio.to_thread(encode_prompt, request, model.tokenizer, limits)
+        sampling = request.sampling
+        off = request.speculation.mode == pb.SPECULATION_MODE_OFF
+        new = NewRequest(
+            number=self._driver.next_number(),
+            prompt=prompt,
+            max_tokens=max_tokens_of(sampling, len(prompt), limits),
+            end_token_ids=frozenset() if sampling.ignore_eos else frozenset(model.description.end_token_ids),
+            stop_token_ids=frozenset(sampling.stop_token_ids),
+            sampling=_for_workers(sampling),
+            speculates=not off,
+            drafters=frozenset(request.speculation.drafters),
+            max_nodes=0 if off else request.speculation.max_nodes or self._limits.max_nodes,
+            deadline_s=deadline_s,
+        )
+        text = TextStream(
+            model.tokenizer.fast,
+            stop=list(sampling.stop),
+            include_stop=sampling.include_stop,
+            skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
+        )
+        return _Admitted(request_id, model, new, text)
+
+    async def _stream(self, admitted: _Admitted, mailbox: Mailbox) -> AsyncIterator[pb.GenerateResponse]:
+        """An answer out of its mailbox until the request ends; raises the error that it ends with."""
+        sent = SentTokens()
+        matched_stop = ""
+        finish: Finish | None = None
+        while finish is None:
+            ids, sources, finish = await mailbox.take()
+            if matched_stop:
+                continue  # what was committed before the core heard of the stop
+            piece = await asyncio.to_thread(admitted.text.push, ids, sources)
+            matched_stop = piece.matched_stop
+            if piece.tokens:
+                yield sent.add(piece.tokens)
+            if matched_stop and finish is None:
+                self._driver.post(Stopped(admitted.new.number))
+        if finish.error is not None:
+            raise finish.error
+        if not matched_stop:
+            rest = await asyncio.to_thread(admitted.text.flush)
+            if rest.tokens:
+                yield sent.add(rest.tokens)
+        yield finished(admitted.new, finish, sent, matched_stop)
+
+    def _model_limits(self, model: ServedModel) -> ModelLimits:
+        facts = model.description
+        # One block is kept for the one that a walk may split (Request.blocks_reserved).
+        max_kv_tokens = (facts.num_kv_blocks - 1) * facts.block_size - self._limits.max_nodes
+        return ModelLimits(
+            model=facts.model,
+            vocab_size=facts.vocabulary.size,
+            max_context=facts.max_context,
+            max_kv_tokens=max_kv_tokens,
+            max_nodes=self._limits.max_nodes,
+        )
+
+    # ── information ─────────────────────────────────────────────────────────────────────────────────
+
+    async def get_model_info(self, _: pb.GetModelInfoRequest) -> pb.GetModelInfoResponse:
+        model = self._driver.served_model()
+        return pb.GetModelInfoResponse(
+            model=model.description.model,
+            vocab_size=model.description.vocabulary.size,
+            max_context=model.description.max_context,
+            end_token_ids=model.description.end_token_ids,
+            dtype=model.description.dtype,
+            has_chat_template=model.tokenizer.has_chat_template,
+        )
+
+    async def get_server_info(self, _: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
+        core = self._driver.core
+        targets = [_target_info(link) for link in self._driver.target_links]
+        drafters = [info for link in self._driver.drafter_links for info in self._drafter_infos(link)]
+        num_kv_blocks = sum(link.description.num_kv_blocks for link in self._driver.target_links if link.description)
+        return pb.GetServerInfoResponse(
+            version=self._version,
+            state=self._state([*targets, *drafters]),
+            limits=pb.Limits(
+                max_running_requests=self._limits.max_running_requests,
+                max_queued_requests=self._limits.max_queued_requests,
+                max_message_bytes=MAX_MESSAGE_BYTES,
+                max_nodes_per_pass=self._limits.max_nodes,
+            ),
+            load=pb.Load(
+                num_running_requests=core.num_running,
+                num_queued_requests=core.num_queued,
+                num_free_kv_blocks=core.num_free_kv_blocks,
+                num_kv_blocks=num_kv_blocks,
+            ),
+            targets=targets,
+            drafters=drafters,
+        )
+
+    def _state(self, workers: list[pb.WorkerInfo]) -> pb.ServerState:
+        if self.is_draining:
+            return pb.SERVER_STATE_DRAINING
+        if self._driver.model is None:
+            return pb.SERVER_STATE_STARTING
+        if not self._driver.core.has_target:
+            return pb.SERVER_STATE_NOT_READY
+        usable = (pb.WORKER_STATE_READY, pb.WORKER_STATE_LATE)
+        return pb.SERVER_STATE_READY if all(w.state in usable for w in workers) else pb.SERVER_STATE_DEGRADED
+
+    def _drafter_infos(self, link: DrafterLink) -> list[pb.WorkerInfo]:
+        if link.description is None:
+            return [pb.WorkerInfo(name=link.address, kind="drafter", state=link.state, detail=link.detail)]
+        return [
+            pb.WorkerInfo(
+                name=drafter.name,
+                kind=drafter.kind,
+                model=drafter.model,
+                state=self._driver.worker_state(link, drafter.name),
+                detail=link.detail,
+                num_ranks=1,
+            )
+            for drafter in link.description.drafters
+        ]
+
+
+def _target_info(link: TargetLink) -> pb.WorkerInfo:
+    description = link.description
+    return pb.WorkerInfo(
+        name=description.name if description else link.address,
+        kind="target",
+        model=description.model if description else "",
+        state=link.state,
+        detail=link.detail,
+        num_ranks=description.num_ranks if description else 0,
+    )
+
+
+def _for_workers(sampling: pb.SamplingParams) -> pb.SamplingParams:
+    """What the workers need to choose: every default filled in, the seed drawn if there is none."""
+    return pb.SamplingParams(
+        temperature=sampling.temperature if sampling.HasField("temperature") else 1.0,
+        seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
+        top_k=sampling.top_k,
+        top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
+        min_p=sampling.min_p,
+    )
+
+
+def _unary(
+    method: Callable[[Request], Awaitable[Response]],
+) -> Callable[[Request | Malformed, Context], Awaitable[Response]]:
+    """A method of one message in and one out as gRPC wants it, its errors translated."""
+
+    async def call(request: Request | Malformed, context: Context) -> Response:
+        try:
+            if isinstance(request, Malformed):
+                raise InvalidRequest(request.reason)
+            return await method(request)
+        except OutriderError as err:
+            await _abort(context, err)
+            raise
+
+    return call
+
+
+async def _abort(context: Context, error: OutriderError) -> None:
+    """End the call with the error's own status; raises always."""
+    trailing = tuple(context.trailing_metadata() or ())
+    if error.retry_after_s is not None:
+        trailing = (*trailing, (RETRY_PUSHBACK_KEY, str(round(error.retry_after_s * 1000))))
+    await context.abort(status_of(error), error.message, trailing_metadata=trailing)

@@ -1,0 +1,111 @@
+"""Tokens to text, as they come: characters that span tokens, and stop strings that span them too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.decoders import DecodeStream
+
+from outrider.types import Token, TokenSource
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What became final: tokens with their texts, and the stop string that ended the text, if one did."""
+
+    tokens: Sequence[Token]
+    matched_stop: str = ""
+
+
+class TextStream:
+    """Turns one answer's tokens into text, token by token.
+
+    A token's text is held back while it could be the beginning of a stop string, so nothing that is sent
+    ever has to be taken back. The tokens up to the one that completes a stop string belong to the answer;
+    their text ends before the stop string, or behind it with `include_stop`.
+    """
+
+    def __init__(
+        self, tokenizer: FastTokenizer, *, stop: Sequence[str], include_stop: bool, skip_special_tokens: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._include_stop = include_stop
+        self._skip_special_tokens = skip_special_tokens
+        self._decoder = DecodeStream(skip_special_tokens=skip_special_tokens)
+        self._unfinished: list[int] = []  # tokens since the last complete character
+        self._held: list[Token] = []
+
+    def push(self, ids: Sequence[int], sources: Sequence[TokenSource]) -> Piece:
+        """Add tokens; returns those that are now final. After a matched stop nothing may be pushed."""
+        final: list[Token] = []
+        for token_id, source in zip(ids, sources, strict=True):
+            self._held.append(Token(token_id, self._decode(token_id), source))
+            matched = self._match()
+            if matched:
+                return Piece([*final, *self._held], matched)
+            final.extend(self._release())
+        return Piece(final)
+
+    def flush(self) -> Piece:
+        """The answer is over: what was held back, with the remains of a broken character."""
+        rest = self._tokenizer.decode(self._unfinished, skip_special_tokens=self._skip_special_tokens)
+        if self._unfinished and rest:
+            last = self._held[-1]  # _release keeps the last token of an unfinished character
+            self._held[-1] = Token(last.id, last.text + rest, last.source)
+        held, self._held = self._held, []
+        return Piece(held)
+
+    def _decode(self, token_id: int) -> str:
+        text = self._decoder.step(self._tokenizer, token_id)
+        self._unfinished = [*self._unfinished, token_id] if not text else []
+        return text or ""
+
+    def _match(self) -> str:
+        """If a stop string is complete, cut the held texts there and return it."""
+        if not self._stop:
+            return ""
+        text = "".join(token.text for token in self._held)
+        found = min(((text.find(stop), stop) for stop in self._stop if stop in text), default=None)
+        if found is None:
+            return ""
+        at, stop = found
+        self._cut(at + len(stop) if self._include_stop else at)
+        return stop
+
+    def _cut(self, length: int) -> None:
+        cut: list[Token] = []
+        for token in self._held:
+            cut.append(Token(token.id, token.text[: max(length, 0)], token.source))
+            length -= len(token.text)
+        self._held = cut
+
+    def _release(self) -> list[Token]:
+        """Take out the tokens whose text can't belong to a stop string any more.
+
+        Tokens inside an unfinished character are held as well, so that flush can complete the last one.
+        """
+        text = "".join(token.text for token in self._held)
+        num_final = len(text) - self._longest_beginning(text)
+        final: list[Token] = []
+        end = 0
+        num_whole = len(self._held) - (1 if self._unfinished else 0)
+        for token in self._held[:num_whole]:
+            end += len(token.text)
+            if end > num_final:
+                break
+            final.append(token)
+        self._held = self._held[len(final) :]
+        return final
+
+    def _longest_beginning(self, text: str) -> int:
+        """Length of the longest end of `text` that some stop string begins with."""
+        longest = 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(text)), longest, -1):
+                if text.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest

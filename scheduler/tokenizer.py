@@ -1,0 +1,80 @@
+"""Text to tokens: the target's own tokenizer and chat template, from the files that the target serves.
+
+Uses the `tokenizers` library alone. All of it is CPU work of milliseconds: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+from tokenizers import Tokenizer as FastTokenizer
+
+from outrider.errors import InvalidRequest
+from outrider.types import Message
+
+
+class Tokenizer:
+    """Encodes prompts of one model.
+
+    `files`: contents by name; "tokenizer.json" must be there. Raises InvalidRequest for prompts that
+    the model's chat template refuses.
+    """
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self.fast: FastTokenizer = FastTokenizer.from_buffer(files["tokenizer.json"])
+        self._config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        self._template = _compile_template(files, self._config)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a plain prompt, with the special tokens that the model puts before one."""
+        ids: list[int] = self.fast.encode(text).ids
+        return ids
+
+    def encode_chat(self, messages: Sequence[Message], variables: Mapping[str, object]) -> list[int]:
+        """Token ids of a chat up to where the assistant's next turn begins."""
+        if self._template is None:
+            raise InvalidRequest("prompt.chat: this model has no chat template; send prompt.text or prompt.token_ids")
+        special = {key: _content(self._config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        try:
+            text = self._template.render(
+                **{**special, **variables}, messages=list(messages), add_generation_prompt=True
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as err:
+            raise InvalidRequest(f"prompt.chat: the model's chat template refuses these messages: {err}") from err
+        ids: list[int] = self.fast.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def _compile_template(files: Mapping[str, bytes], config: Mapping[str, object]) -> jinja2.Template | None:
+    """The template, compiled as Hugging Face documents it: sandboxed, blocks trimmed, loop controls on."""
+    in_config = config.get("chat_template")
+    source = files["chat_template.jinja"].decode() if "chat_template.jinja" in files else in_config
+    if not isinstance(source, str):
+        return None
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now(UTC).strftime(form)
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    return environment.from_string(source)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _content(token: object) -> str:
+    """Special tokens stand in tokenizer_config.json as a string, or as an object with `content`."""
+    if isinstance(token, Mapping):
+        return str(token.get("content", ""))
+    return token if isinstance(token, str) else ""

@@ -1,0 +1,110 @@
+"""Bad input: each with its own error, and a message that names the field, the value and the limit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from outrider.errors import InvalidRequest, ModelNotFound, OutriderError, Unsupported
+from outrider.v1 import inference_pb2 as pb
+from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
+from scheduler.tokenizer import Tokenizer
+
+LIMITS = ModelLimits(model="tiny", vocab_size=300, max_context=64, max_kv_tokens=50, max_nodes=8)
+
+
+def request_of(**fields: object) -> pb.GenerateRequest:
+    return pb.GenerateRequest(**{"text": "the rain"} | fields)  # type: ignore[arg-type]
+
+
+REFUSED = [
+    (request_of(model="other"), ModelNotFound, ["model", "'other'", "'tiny'"]),
+    (request_of(sampling={"temperature": -0.5}), InvalidRequest, ["temperature", "-0.5", ">= 0"]),
+    (request_of(sampling={"temperature": math.nan}), InvalidRequest, ["temperature", "nan"]),
+    (request_of(sampling={"temperature": math.inf}), InvalidRequest, ["temperature", "inf"]),
+    (request_of(sampling={"top_p": 0.0}), InvalidRequest, ["top_p", "0.0", "above 0 and at most 1"]),
+    (request_of(sampling={"top_p": 1.5}), InvalidRequest, ["top_p", "1.5"]),
+    (request_of(sampling={"min_p": -0.1}), InvalidRequest, ["min_p", "-0.1"]),
+    (request_of(sampling={"max_tokens": 0}), InvalidRequest, ["max_tokens", "0", "at least 1"]),
+    (request_of(sampling={"stop": [""]}), InvalidRequest, ["stop[0]", "0 characters"]),
+    (request_of(sampling={"stop": ["x"] * 17}), InvalidRequest, ["stop", "17", "16"]),
+    (request_of(speculation={"drafters": ["nobody"]}), InvalidRequest, ["drafters[0]", "'nobody'", "ngram"]),
+    (request_of(speculation={"max_nodes": 9}), InvalidRequest, ["max_nodes", "9", "8"]),
+    (request_of(speculation={"mode": 7}), InvalidRequest, ["speculation.mode", "7"]),
+    (request_of(speculation={"acceptance_rule": "ACCEPTANCE_RULE_TYPICAL"}), Unsupported, ["acceptance_rule"]),
+    (request_of(sampling={"n": 2}), Unsupported, ["sampling.n", "2"]),
+    (request_of(sampling={"repetition_penalty": 1.1}), Unsupported, ["repetition_penalty", "1.1"]),
+    (request_of(sampling={"logit_bias": [{"token_id": 1, "bias": 1.0}]}), Unsupported, ["logit_bias"]),
+    (request_of(sampling={"logprobs": 0}), Unsupported, ["logprobs"]),
+    (request_of(sampling={"json_schema": "{}"}), Unsupported, ["json_schema"]),
+    (request_of(resume_from={"ids": [1]}), Unsupported, ["resume_from"]),
+    (request_of(service_class="SERVICE_CLASS_BATCH"), Unsupported, ["service_class"]),
+    (request_of(service_class=99), Unsupported, ["service_class", "99"]),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "words"), REFUSED, ids=lambda value: str(value)[:40].replace("\n", " "))
+def test_a_bad_field_is_named_with_its_value_and_limit(
+    bad: pb.GenerateRequest, error: type[OutriderError], words: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        check_request(bad, LIMITS, {"ngram"})
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_every_sampling_field_is_honoured_or_refused() -> None:
+    """A field that is added to the proto and forgotten here would be ignored: that must not happen."""
+    honoured = {"max_tokens", "temperature", "seed", "top_k", "top_p", "min_p", "stop", "stop_token_ids"}
+    honoured |= {"ignore_eos", "include_stop", "skip_special_tokens"}
+    odd: dict[str, object] = {"logit_bias": [{"token_id": 1, "bias": 1.0}], "choice": {"values": ["a"]}}
+    odd |= {"bad_words": ["a"], "allowed_token_ids": [1], "json_schema": "{}", "regex": "a", "grammar": "a"}
+    for field in pb.SamplingParams.DESCRIPTOR.fields_by_name:
+        if field not in honoured:
+            with pytest.raises(Unsupported, match=field):
+                check_request(
+                    request_of(sampling={field: odd.get(field, 0.5 if field.endswith(("_p", "penalty")) else 2)}),
+                    LIMITS,
+                    set(),
+                )
+
+
+BAD_PROMPTS = [
+    (pb.GenerateRequest(), ["prompt", "text, chat, token_ids"]),
+    (pb.GenerateRequest(text=""), ["text", "''", "at least one token"]),
+    (pb.GenerateRequest(token_ids={"ids": []}), ["token_ids", "at least one token"]),
+    (pb.GenerateRequest(token_ids={"ids": [1, 300]}), ["token_ids.ids[1]", "300", "300 tokens"]),
+    (pb.GenerateRequest(token_ids={"ids": [1] * 64}), ["token_ids", "64 tokens", "63"]),
+    (pb.GenerateRequest(text="x" * 5000), ["text", "5000 characters", "4096"]),
+    (pb.GenerateRequest(chat={}), ["chat.messages", "at least one message"]),
+    (pb.GenerateRequest(chat={"messages": [{"content": "x"}]}), ["chat.messages[0].role"]),
+    (
+        pb.GenerateRequest(chat={"messages": [{"role": "user"}], "template_variables_json": "{"}),
+        ["template_variables_json", "no JSON"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("bad", "words"), BAD_PROMPTS, ids=lambda value: str(value)[:40].replace("\n", " "))
+def test_a_bad_prompt_is_named(bad: pb.GenerateRequest, words: list[str], tokenizer_files: dict[str, bytes]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        encode_prompt(bad, Tokenizer(tokenizer_files), LIMITS)
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_max_tokens_is_what_is_left_unless_it_is_given() -> None:
+    assert max_tokens_of(pb.SamplingParams(max_tokens=7), 10, LIMITS) == 7
+    assert max_tokens_of(pb.SamplingParams(), 20, ModelLimits("m", 9, 64, 64, 8)) == 44
+    assert max_tokens_of(pb.SamplingParams(), 20, ModelLimits("m", 9, 9000, 9000, 8)) == 256
+    assert max_tokens_of(pb.SamplingParams(), 20, LIMITS) == 30
+
+
+def test_max_tokens_beyond_the_context_or_the_cache_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"max_tokens is 60: .* 10 tokens .* 64, so at most 54"):
+        max_tokens_of(pb.SamplingParams(max_tokens=60), 10, LIMITS)
+    with pytest.raises(InvalidRequest, match=r"max_tokens is 45: .*KV cache holds 50"):
+        max_tokens_of(pb.SamplingParams(max_tokens=45), 10, LIMITS)
+    with pytest.raises(InvalidRequest, match=r"KV cache holds 50"):
+        max_tokens_of(pb.SamplingParams(), 50, LIMITS)

@@ -1,0 +1,248 @@
+"""The core against a world where the true answer of every request is known."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from outrider.errors import DeadlineExceeded, InternalError, Overloaded
+from scheduler.core import Core, CoreConfig
+from scheduler.events import (
+    Cancelled,
+    DrafterDown,
+    DrafterUp,
+    Emit,
+    Finish,
+    Grown,
+    PassDone,
+    ReleaseDrafter,
+    ReleaseTarget,
+    RowOutcome,
+    SendOrder,
+    SendPass,
+    Stopped,
+    Submitted,
+    TargetDown,
+    TargetUp,
+    Tick,
+)
+from scheduler.policy import PolicyConfig
+from tests.scheduler.world import FACTS, World, new_request, true_answer
+
+
+def check_complete(world: World) -> None:
+    """Every request ended with exactly its true answer, and nothing is left anywhere."""
+    for number, new in world.requests.items():
+        stream = world.streams[number]
+        assert stream.finish is not None, f"request {number} never ended"
+        assert stream.finish.error is None, stream.finish.error
+        assert stream.tokens == true_answer(new)
+    assert world.core.num_running == 0
+    assert world.core.num_queued == 0
+    assert not world.target, "the target still holds requests"
+    assert not any(world.drafters.values()), "a drafter still holds requests"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_request_gets_its_true_answer_with_any_draft(seed: int) -> None:
+    world = World(seed)
+    world.start_target()
+    world.start_drafter("a")
+    world.start_drafter("b")
+    for number in range(1, 9):
+        world.submit(new_request(number, world.rng))
+    world.run()
+    check_complete(world)
+
+
+def test_drafts_save_passes() -> None:
+    passes: dict[bool, int] = {}
+    for speculates in (False, True):
+        world = World(3, draft_delays_s=[0.01])
+        world.start_target()
+        if speculates:
+            world.start_drafter("a")
+        rng = random.Random(1)
+        for number in range(1, 5):
+            world.submit(new_request(number, rng))
+        world.run()
+        check_complete(world)
+        passes[speculates] = sum(s.finish.stats.num_passes for s in world.streams.values() if s.finish)
+    assert passes[True] < 0.8 * passes[False]
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_no_token_is_lost_or_repeated_whatever_dies_and_whenever(seed: int) -> None:
+    world = World(seed)
+    faults = [
+        world.kill_target,
+        world.start_target,
+        world.hang_target,
+        lambda: world.kill_drafter("a"),
+        lambda: world.start_drafter("a"),
+        lambda: world.kill_drafter("b"),
+        lambda: world.start_drafter("b"),
+        world.replay_old_growth,
+    ]
+    world.start_target()
+    world.start_drafter("a")
+    number = 0
+    for _ in range(120):
+        if world.rng.random() < 0.1 and number < 10:
+            number += 1
+            world.submit(new_request(number, world.rng))
+        if world.rng.random() < 0.1:
+            world.rng.choice(faults)()
+        if world.rng.random() < 0.02 and number:
+            victim = world.rng.randint(1, number)
+            if victim in world.requests and world.streams[victim].finish is None:
+                world.cancel(victim)
+        world.step()
+    world.start_target()
+    world.run()
+    check_complete(world)
+
+
+def submitted(core: Core, now_s: float = 0.0, **changes: object) -> list[object]:
+    new = new_request(1, random.Random(0))
+    values = {name: getattr(new, name) for name in new.__dataclass_fields__} | {"speculates": True, **changes}
+    return list(core.handle(Submitted(type(new)(**values)), now_s))
+
+
+def pass_of(commands: list[object]) -> SendPass:
+    return next(command for command in commands if isinstance(command, SendPass))
+
+
+def answer(sent: SendPass, tokens: list[int], **changes: object) -> PassDone:
+    row = sent.rows[0]
+    outcome = {"request": row.request, "epoch": row.epoch, "committed_len": row.committed_len, "status": "ok"}
+    outcome |= {"tokens": tokens, "known_len": row.committed_len + len(tokens), **changes}
+    return PassDone(sent.pass_id, [RowOutcome(**outcome)], FACTS.num_kv_blocks)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def core() -> Core:
+    core = Core(CoreConfig(policy=PolicyConfig(draft_wait_s=1.0), pass_timeout_s=10.0))
+    core.handle(TargetUp(FACTS), 0.0)
+    return core
+
+
+def test_a_long_prompt_comes_in_chunks_that_fill_the_pass(core: Core) -> None:
+    sent = pass_of(submitted(core, prompt=[1] * 60, max_tokens=4))
+    sizes = [len(sent.rows[0].tokens)]
+    while sent.rows[0].tokens_start + len(sent.rows[0].tokens) < 60:
+        known_len = sent.rows[0].tokens_start + len(sent.rows[0].tokens)
+        sent = pass_of(core.handle(answer(sent, [], known_len=known_len), 0.0))
+        sizes.append(len(sent.rows[0].tokens))
+    assert sizes == [24, 24, 12]
+
+
+def test_tokens_behind_an_end_token_are_dropped(core: Core) -> None:
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
+    commands = core.handle(answer(sent, [2, 6, 3]), 0.1)
+    emit = next(c for c in commands if isinstance(c, Emit))
+    finish = next(c for c in commands if isinstance(c, Finish))
+    assert (emit.tokens, emit.sources) == ([2, 6], ["draft", "draft"])
+    assert (finish.reason, finish.end_token_id) == ("end", 6)
+
+
+def test_a_row_waits_for_its_draft_and_goes_alone_when_it_is_late(core: Core) -> None:
+    core.handle(DrafterUp("d", ["guess"]), 0.0)
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
+    commands = core.handle(answer(sent, [2]), 1.0)
+    assert any(isinstance(c, SendOrder) for c in commands)
+    assert not any(isinstance(c, SendPass) for c in commands)
+    assert core.next_wakeup_s() == 2.0
+    row = pass_of(core.handle(Tick(), 2.0)).rows[0]
+    assert row.node_tokens == []
+    assert core.is_late("d", "guess")
+
+
+def test_nobody_waits_for_a_late_drafter_until_it_answers_in_time(core: Core) -> None:
+    core.handle(DrafterUp("d", ["guess"]), 0.0)
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
+    order = next(c for c in core.handle(answer(sent, [2]), 1.0) if isinstance(c, SendOrder))
+    sent = pass_of(core.handle(Tick(), 2.0))
+    commands = core.handle(answer(sent, [3]), 2.1)
+    assert not any(isinstance(c, SendOrder) for c in commands), "it still works on the old order"
+    sent = pass_of(commands)
+    stale = Grown("d", "guess", 1, order.epoch, order.committed_len, 1, [4], [0], [0.0], True, False)
+    order = next(c for c in core.handle(stale, 2.2) if isinstance(c, SendOrder))
+    assert order.committed_len == 3, "it is told the newest state only"
+    fresh = Grown("d", "guess", 1, order.epoch, order.committed_len, 1, [4], [0], [0.0], True, False)
+    core.handle(fresh, 2.3)
+    assert not core.is_late("d", "guess")
+
+
+def test_stale_nodes_are_refused_and_the_pass_still_commits_one_token(core: Core) -> None:
+    core.handle(DrafterUp("d", ["guess"]), 0.0)
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
+    order = next(c for c in core.handle(answer(sent, [2]), 1.0) if isinstance(c, SendOrder))
+    for epoch, committed_len in [(order.epoch + 7, 2), (order.epoch, 1)]:
+        core.handle(Grown("d", "guess", 1, epoch, committed_len, 1, [4], [0], [0.0], True, False), 1.1)
+    row = pass_of(core.handle(Tick(), 2.0)).rows[0]
+    assert row.node_tokens == []
+
+
+def test_a_cancelled_request_is_released_everywhere_while_its_pass_runs(core: Core) -> None:
+    core.handle(DrafterUp("d", ["guess"]), 0.0)
+    sent = pass_of(submitted(core))
+    commands = core.handle(Cancelled(1), 0.1)
+    assert {type(c) for c in commands} == {ReleaseTarget, ReleaseDrafter}
+    assert core.handle(answer(sent, [2]), 0.2) == []
+    assert core.num_running == 0
+
+
+def test_a_deadline_ends_a_queued_and_a_running_request(core: Core) -> None:
+    submitted(core, deadline_s=5.0)
+    assert core.next_wakeup_s() == 5.0
+    finish = next(c for c in core.handle(Tick(), 5.0) if isinstance(c, Finish))
+    assert isinstance(finish.error, DeadlineExceeded)
+    core.handle(TargetDown(), 5.0)
+    submitted(core, now_s=6.0, deadline_s=7.0)
+    finish = next(c for c in core.handle(Tick(), 7.0) if isinstance(c, Finish))
+    assert isinstance(finish.error, DeadlineExceeded)
+    assert core.num_queued == 0
+
+
+def test_requests_start_only_when_their_kv_blocks_are_free(core: Core) -> None:
+    size = {"prompt": [1] * 60, "max_tokens": 60, "max_nodes": 4}  # 32 of 64 blocks each
+    new = new_request(1, random.Random(0))
+    values = {name: getattr(new, name) for name in new.__dataclass_fields__} | size
+    for number in (1, 2, 3):
+        core.handle(Submitted(type(new)(**{**values, "number": number})), 0.0)
+    assert (core.num_running, core.num_queued) == (2, 1)
+    core.handle(Cancelled(1), 0.0)
+    assert (core.num_running, core.num_queued) == (2, 0)
+
+
+def test_a_request_that_no_cache_could_hold_fails_and_blocks_nobody(core: Core) -> None:
+    commands = submitted(core, prompt=[1] * 300)
+    assert isinstance(next(c for c in commands if isinstance(c, Finish)).error, Overloaded)
+    assert core.num_queued == 0
+
+
+def test_a_row_that_the_target_calls_invalid_fails_that_request_alone(core: Core) -> None:
+    sent = pass_of(submitted(core))
+    commands = core.handle(answer(sent, [], status="invalid", detail="because"), 0.1)
+    error = next(c for c in commands if isinstance(c, Finish)).error
+    assert isinstance(error, InternalError)
+    assert "because" in error.message
+
+
+def test_a_stop_string_ends_a_request_with_its_statistics(core: Core) -> None:
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
+    core.handle(answer(sent, [2]), 0.1)
+    finish = next(c for c in core.handle(Stopped(1), 0.2) if isinstance(c, Finish))
+    assert (finish.reason, finish.stats.num_passes) == ("stop", 1)
+
+
+def test_a_lost_drafters_requests_move_to_another_worker(core: Core) -> None:
+    core.handle(DrafterUp("d", ["guess"]), 0.0)
+    core.handle(DrafterUp("e", ["guess"]), 0.0)
+    first = next(c for c in submitted(core) if isinstance(c, SendOrder))
+    commands = core.handle(DrafterDown(first.worker), 0.1)
+    moved = next(c for c in commands if isinstance(c, SendOrder))
+    assert moved.worker == ({"d", "e"} - {first.worker}).pop()
+    assert (moved.tokens_start, moved.opening is not None) == (0, True)

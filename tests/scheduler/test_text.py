@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+
+from scheduler.text import TextStream
+
+TEXTS = st.text(alphabet="the rainSpEND. 🦊🐳éïüß\n", max_size=40)
+
+
+def run(
+    tokenizer: FastTokenizer,
+    ids: Sequence[int],
+    cuts: Sequence[int],
+    stop: Sequence[str],
+    *,
+    include_stop: bool = False,
+) -> tuple[str, list[int], str]:
+    """The text, token ids and matched stop of a stream that is fed in pieces ending at `cuts`."""
+    stream = TextStream(tokenizer, stop=stop, include_stop=include_stop, skip_special_tokens=True)
+    tokens = []
+    edges = [0, *sorted(cuts), len(ids)]
+    for start, end in itertools.pairwise(edges):
+        piece = stream.push(ids[start:end], ["target"] * (end - start))
+        tokens.extend(piece.tokens)
+        if piece.matched_stop:
+            break
+    else:
+        piece = stream.flush()
+        tokens.extend(piece.tokens)
+    return "".join(token.text for token in tokens), [token.id for token in tokens], piece.matched_stop
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS, data=st.data())
+def test_streamed_text_is_the_decoded_text_however_it_is_cut(
+    fast_tokenizer: FastTokenizer, text: str, data: st.DataObject
+) -> None:
+    ids = fast_tokenizer.encode(text).ids
+    cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=4))
+    assert run(fast_tokenizer, ids, cuts, []) == (text, ids, "")
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS, stop=st.lists(st.text(alphabet="theEND. 🦊ü", min_size=1, max_size=4), max_size=3), data=st.data())
+def test_text_ends_before_the_first_stop_string_however_it_is_cut(
+    fast_tokenizer: FastTokenizer, text: str, stop: list[str], data: st.DataObject
+) -> None:
+    ids = fast_tokenizer.encode(text).ids
+    cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=4))
+    streamed, streamed_ids, matched = run(fast_tokenizer, ids, cuts, stop)
+    assert (streamed, streamed_ids, matched) == run(fast_tokenizer, ids, [], stop)
+    if matched:
+        assert streamed + matched == text[: len(streamed) + len(matched)]
+        assert not any(other in streamed for other in stop)
+        assert streamed_ids == ids[: len(streamed_ids)]
+    else:
+        assert streamed == text
+        assert not any(other in text for other in stop)
+
+
+def test_a_stop_string_can_be_kept(fast_tokenizer: FastTokenizer) -> None:
+    ids = fast_tokenizer.encode("the rain END. of it").ids
+    assert run(fast_tokenizer, ids, [2], ["END"], include_stop=True)[0] == "the rain END"
+    assert run(fast_tokenizer, ids, [2], ["END"])[0] == "the rain "
+
+
+def test_a_broken_character_at_the_end_is_shown_as_such(fast_tokenizer: FastTokenizer) -> None:
+    ids = fast_tokenizer.encode("ü").ids[:1]
+    assert fast_tokenizer.decode(ids) != "ü", "ü must be several tokens here"
+    text, streamed_ids, _ = run(fast_tokenizer, ids, [], [])
+    assert (text, streamed_ids) == ("\ufffd", ids)
+
+
+def test_special_tokens_have_no_text_unless_asked_for(fast_tokenizer: FastTokenizer) -> None:
+    ids = [*fast_tokenizer.encode("the").ids, fast_tokenizer.token_to_id("</s>")]
+    assert run(fast_tokenizer, ids, [], []) == ("the", ids, "")
+    stream = TextStream(fast_tokenizer, stop=[], include_stop=False, skip_special_tokens=False)
+    tokens = [*stream.push(ids, ["target"] * len(ids)).tokens, *stream.flush().tokens]
+    assert "".join(token.text for token in tokens) == "the</s>"
