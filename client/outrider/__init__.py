@@ -1,0 +1,42 @@
+"""Outrider: speculative decoding across machines. This is the client.
+
+from outrider import Client, SamplingParams
+
+with Client("localhost:50051") as client:
+    for token in client.generate("Once upon a time", sampling=SamplingParams(max_tokens=32)):
+        print(token.text, end="", flush=True)
+"""
+
+from importlib.metadata import version
+
+from outrider import errors
+from outrider.client import AsyncClient, AsyncGeneration, Client, Generation
+from outrider.types import (
+    Answer,
+    Message,
+    ModelInfo,
+    SamplingParams,
+    ServerInfo,
+    Speculation,
+    Started,
+    Token,
+)
+
+__version__ = version("outrider")
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "AsyncGeneration",
+    "Client",
+    "Generation",
+    "Message",
+    "ModelInfo",
+    "SamplingParams",
+    "ServerInfo",
+    "Speculation",
+    "Started",
+    "Token",
+    "__version__",
+    "errors",
+]

@@ -1,0 +1,276 @@
+"""The `outrider` command: what it says, to whom, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from dataclasses import asdict
+
+import grpc
+import pytest
+from typer.testing import CliRunner
+
+from outrider import Client, __version__
+from outrider.cli import app
+from outrider.v1 import inference_pb2 as pb
+from tests.client.command import COMMAND, environment, in_terminal, run_piped
+from tests.client.fake_inference import (
+    DRAWN_SEED,
+    TEXT,
+    TOKEN_IDS,
+    WAIT_S,
+    Call,
+    FakeInference,
+    endless_answer,
+    refusal,
+    silence,
+    started,
+    tokens,
+    truncated_answer,
+    whole_answer,
+)
+from tests.client.test_client import unused_address
+
+runner = CliRunner()
+
+
+def test_in_a_pipe_the_text_is_all_that_comes(server: str) -> None:
+    done = run_piped("generate", "Why?", "--server", server)
+    assert (done.stdout, done.stderr, done.returncode) == (TEXT + "\n", "", 0)
+
+
+def test_json_is_one_object_a_line_started_tokens_finished(server: str) -> None:
+    done = run_piped("generate", "Why?", "--server", server, "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert events[0] == {
+        "event": "started",
+        "request_id": "drawn",
+        "model": "tiny",
+        "seed": DRAWN_SEED,
+        "num_prompt_tokens": 7,
+    }
+    assert events[2] == {
+        "event": "tokens",
+        "ids": [12, 13, 14],
+        "texts": [" sky", " is", ""],
+        "sources": ["draft", "draft", "target"],
+    }
+    assert [event["event"] for event in events] == ["started", "tokens", "tokens", "tokens", "finished"]
+    with Client(server) as client:
+        answer = client.generate("Why?").result()
+    assert events[-1] == {"event": "finished", **json.loads(json.dumps(asdict(answer)))}
+    assert events[-1].keys() >= {
+        "request_id", "seed", "token_ids", "text", "finish_reason", "usage", "speculation",
+    }  # fmt: skip
+
+
+def test_started_is_said_before_any_token_is_there(server: str, fake: FakeInference) -> None:
+    fake.script = silent_after_started
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "Why?", "--server", server, "--json"],
+        env=environment(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "started"
+        process.kill()
+    assert fake.client_left.wait(WAIT_S)
+
+
+def silent_after_started(call: Call):  # type: ignore[no-untyped-def]
+    yield started(call)
+    call.gone.wait(WAIT_S)
+
+
+def test_a_dash_reads_the_prompt_without_its_last_newline(server: str, fake: FakeInference) -> None:
+    assert run_piped("generate", "-", "--server", server, stdin="One\ntwo\n").returncode == 0
+    assert fake.requests[0].text == "One\ntwo"
+
+
+def test_a_terminal_shows_drafted_tokens_green_and_ends_with_a_summary(server: str) -> None:
+    with in_terminal("generate", "Why?", "--server", server) as terminal:
+        assert terminal.exit_code() == 0
+    assert "The\x1b[32m sky\x1b[0m\x1b[32m is\x1b[0m\x1b[32m été\x1b[0m.\r\n" in terminal.shown
+    assert f"6 tokens · 2.00 a pass · 3.0 a second · 50% drafted · seed {DRAWN_SEED}" in terminal.shown
+
+
+@pytest.mark.parametrize("changes", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_without_colour_a_terminal_shows_plain_text(server: str, changes: dict[str, str]) -> None:
+    with in_terminal("generate", "Why?", "--server", server, **changes) as terminal:
+        assert terminal.exit_code() == 0
+    assert TEXT + "\r\n" in terminal.shown
+    assert "\x1b[32m" not in terminal.shown
+
+
+def test_a_models_control_characters_reach_a_file_but_no_terminal(server: str, fake: FakeInference) -> None:
+    nasty = "a\x1b]0;title\x07\x9b2Jb\tc"
+
+    def script(call: Call):  # type: ignore[no-untyped-def]
+        yield started(call)
+        yield tokens([(1, nasty, pb.TOKEN_SOURCE_TARGET)])
+        yield list(whole_answer(call))[-1]
+
+    fake.script = script
+    with in_terminal("generate", "Why?", "--server", server) as terminal:
+        terminal.exit_code()
+    assert "a]0;title2Jb" in terminal.shown
+    assert "\x1b]" not in terminal.shown
+    done = run_piped("generate", "Why?", "--server", server, "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["text"] == nasty
+
+
+def test_every_flag_reaches_the_request(server: str, fake: FakeInference) -> None:
+    arguments = (
+        "--max-tokens 5 --temperature 0 --seed 18446744073709551615 --top-p 0.5 --top-k 3 --stop END --stop STOP"
+        " --speculation off --drafter ngram --drafter small"
+    )
+    assert runner.invoke(app, ["generate", "Why?", "--server", server, *arguments.split()]).exit_code == 0
+    assert runner.invoke(app, ["chat", "-m", "Hi", "--server", server, *arguments.split()]).exit_code == 0
+    text, chat = fake.requests
+    assert text.sampling == chat.sampling
+    assert text.sampling == pb.SamplingParams(
+        max_tokens=5, temperature=0.0, seed=2**64 - 1, top_p=0.5, top_k=3, stop=["END", "STOP"]
+    )
+    assert text.speculation == chat.speculation
+    assert text.speculation == pb.SpeculationParams(mode=pb.SPECULATION_MODE_OFF, drafters=["ngram", "small"])
+
+
+def test_a_flag_that_is_not_given_stays_unset(server: str, fake: FakeInference) -> None:
+    assert runner.invoke(app, ["generate", "Why?", "--server", server]).exit_code == 0
+    assert fake.requests[0].sampling == pb.SamplingParams()
+    assert fake.requests[0].speculation == pb.SpeculationParams()
+
+
+def test_the_server_may_come_from_the_environment(server: str) -> None:
+    assert runner.invoke(app, ["generate", "Why?"], env={"OUTRIDER_SERVER": server}).stdout == TEXT + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin"), [(["-m", "Hi"], "not read"), (["--message", "Hi"], None), ([], "Hi\n")]
+)
+def test_a_chat_of_one_turn(server: str, fake: FakeInference, arguments: list[str], stdin: str | None) -> None:
+    done = runner.invoke(app, ["chat", "--server", server, *arguments], input=stdin)
+    assert (done.stdout, done.exit_code) == (TEXT + "\n", 0)
+    assert fake.requests[0].chat == pb.ChatPrompt(messages=[pb.ChatMessage(role="user", content="Hi")])
+
+
+def test_info_shows_model_server_and_workers(server: str) -> None:
+    done = run_piped("info", "--server", server, COLUMNS="160")
+    assert done.returncode == 0
+    for shown in (
+        "tiny",
+        "float32",
+        "2048 tokens",
+        "degraded",
+        "3 of 64",
+        "90 of 100",
+        "ngram-0",
+        "another vocabulary",
+    ):
+        assert shown in done.stdout
+
+
+def test_info_as_json_is_one_object(server: str) -> None:
+    done = runner.invoke(app, ["info", "--server", server, "--json"])
+    (line,) = done.stdout.splitlines()
+    value = json.loads(line)
+    assert value["model"]["end_token_ids"] == [0, 2]
+    assert value["server"]["drafters"][1]["state"] == "refused"
+
+
+@pytest.mark.parametrize("command", [["generate", "Why?"], ["chat", "-m", "Hi"], ["info"]])
+def test_where_nobody_listens_one_line_names_server_and_way_out(command: list[str]) -> None:
+    address = unused_address()
+    done = run_piped(*command, "--server", address)
+    assert done.stderr == f"outrider: cannot reach {address}: is `outriderd up` running?\n"
+    assert (done.stdout, done.returncode) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "pushback", "words"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, None, ["sampling.top_p is 7"]),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "1500", ["overloaded", "sampling.top_p is 7", "try again in 1.5 s"]),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, None, ["overloaded"]),
+        (grpc.StatusCode.UNAVAILABLE, "-1", ["not available"]),
+        (grpc.StatusCode.INTERNAL, None, ["failed"]),
+    ],
+)
+def test_a_refusal_is_one_line_with_the_servers_words(
+    server: str, fake: FakeInference, code: grpc.StatusCode, pushback: str | None, words: list[str]
+) -> None:
+    fake.script = refusal(code, "sampling.top_p is 7:\nit must be in (0, 1]", retry_pushback_ms=pushback)
+    done = runner.invoke(app, ["generate", "Why?", "--server", server])
+    assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 1, 1)
+    for word in [*words, "it must be in (0, 1]"]:
+        assert word in done.stderr
+
+
+def test_a_value_that_fits_no_field_is_refused_before_the_call(server: str, fake: FakeInference) -> None:
+    done = runner.invoke(app, ["generate", "Why?", "--server", server, "--max-tokens", "-1"])
+    assert (done.exit_code, fake.calls) == (1, [])
+    assert "sampling.max_tokens is -1" in done.stderr
+
+
+def test_an_answer_that_takes_too_long_names_the_flag(server: str, fake: FakeInference) -> None:
+    fake.script = silence
+    done = runner.invoke(app, ["generate", "Why?", "--server", server, "--timeout", "0.2"])
+    assert done.exit_code == 1
+    assert "--timeout" in done.stderr
+    assert runner.invoke(app, ["generate", "Why?", "--server", server, "--timeout", "0"]).exit_code == 1
+
+
+def test_a_stream_that_stops_short_fails_after_its_text(server: str, fake: FakeInference) -> None:
+    fake.script = truncated_answer
+    done = run_piped("generate", "Why?", "--server", server)
+    assert done.stdout.startswith("The sky is")
+    assert done.returncode == 1
+    assert "ended after 4 tokens" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_ctrl_c_cancels_the_call_and_exits_130(server: str, fake: FakeInference, arguments: list[str]) -> None:
+    fake.script = endless_answer
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "Why?", "--server", server, *arguments],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        shown = ""
+        while " is" not in shown:
+            letter = process.stdout.read(1)
+            assert letter, shown
+            shown += letter
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, errors) == (130, "")
+    assert fake.client_left.wait(WAIT_S)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["generate"], ["unknown"], ["generate", "a", "--speculation", "fast"], ["generate", "a", "--seed", "x"]],
+)
+def test_bad_usage_exits_2(arguments: list[str]) -> None:
+    assert runner.invoke(app, arguments).exit_code == 2
+
+
+def test_version() -> None:
+    assert runner.invoke(app, ["--version"]).stdout == f"outrider {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "info"])
+def test_help_shows_an_example(command: str) -> None:
+    done = runner.invoke(app, [command, "--help"])
+    assert done.exit_code == 0
+    assert f"Example: outrider {command}" in done.stdout
+
+
+def test_token_ids_in_json_are_those_of_the_answer(server: str) -> None:
+    done = run_piped("chat", "-m", "Hi", "--server", server, "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    streamed = [token_id for event in events if event["event"] == "tokens" for token_id in event["ids"]]
+    assert streamed == events[-1]["token_ids"] == list(TOKEN_IDS)

@@ -1,0 +1,69 @@
+"""Folding messages into an answer: the order is a contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from outrider.errors import InternalError
+from outrider.fold import Fold
+from outrider.types import DrafterStats, SpeculationStats, Started, Usage
+from outrider.v1 import inference_pb2 as pb
+from tests.client.fake_inference import CHUNKS, TEXT, TOKEN_IDS, finished, tokens
+
+STARTED = pb.GenerateResponse(started=pb.Started(request_id="r", model="tiny", seed=7, num_prompt_tokens=3))
+TOKENS = tokens(CHUNKS[0])
+
+
+def fold_of(*messages: pb.GenerateResponse) -> Fold:
+    fold = Fold()
+    for message in messages:
+        fold.add(message)
+    return fold
+
+
+def test_a_whole_answer_is_folded_with_every_field() -> None:
+    answer = fold_of(STARTED, *map(tokens, CHUNKS), finished()).end()
+    assert (answer.request_id, answer.model, answer.seed) == ("r", "tiny", 7)
+    assert (answer.token_ids, answer.text) == (TOKEN_IDS, TEXT)
+    assert answer.sources == ("target", "draft", "draft", "target", "draft", "target")
+    assert (answer.finish_reason, answer.matched_stop) == ("stop", "END")
+    assert answer.usage == Usage(7, 4, 6, 0.25, 0.5, 2.0)
+    assert answer.speculation == SpeculationStats("auto", "coupled", False, 3, 8, 3, (DrafterStats("ngram", 8, 3),))
+    assert answer.tokens_per_pass == 2.0
+
+
+def test_started_is_known_from_the_first_message() -> None:
+    assert Fold().started is None
+    assert fold_of(STARTED).started == Started("r", "tiny", 7, 3)
+
+
+def test_add_returns_the_tokens_of_its_message_only() -> None:
+    fold = fold_of(STARTED, TOKENS)
+    assert [token.id for token in fold.add(tokens(CHUNKS[1]))] == [12, 13, 14]
+    assert fold.add(finished()) == ()
+
+
+def test_an_answer_without_tokens_is_an_answer() -> None:
+    answer = fold_of(STARTED, finished(0)).end()
+    assert (answer.text, answer.token_ids) == ("", ())
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ((TOKENS,), "tokens before started"),
+        ((finished(),), "finished before started"),
+        ((STARTED, STARTED), "started twice"),
+        ((STARTED, finished(), TOKENS), "tokens after finished"),
+        ((STARTED, finished(), finished()), "finished after finished"),
+        ((STARTED, pb.GenerateResponse()), "does not know"),
+    ],
+)
+def test_messages_out_of_order_are_the_servers_fault(messages: tuple[pb.GenerateResponse, ...], complaint: str) -> None:
+    with pytest.raises(InternalError, match=complaint):
+        fold_of(*messages)
+
+
+def test_an_end_without_finished_says_how_far_it_came() -> None:
+    with pytest.raises(InternalError, match="ended after 4 tokens"):
+        fold_of(STARTED, TOKENS, tokens(CHUNKS[1])).end()
