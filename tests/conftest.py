@@ -1,0 +1,23 @@
+"""Fixtures that every area shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster.default_model import fetch_default_model
+
+# Hub names are never resolved here: a test that needs a model makes one, or uses the default one.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A safetensors folder of the real default model. The first run ever downloads and converts it."""
+    from workers.engine.checkpoint import DEFAULT_CACHE_DIR, prepare_checkpoint
+
+    cache_dir = Path(os.environ.get("OUTRIDER_CACHE", DEFAULT_CACHE_DIR)).expanduser()
+    gguf = fetch_default_model(cache_dir, print)
+    return prepare_checkpoint(str(gguf), cache_dir=cache_dir).folder

@@ -1,0 +1,1 @@
+"""The forward engine that targets and model drafters share."""

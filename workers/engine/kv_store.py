@@ -1,0 +1,61 @@
+"""The tensors that hold keys and values, one pair a layer, on every rank for its own heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one layer keeps of one token, on this rank."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values, over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class KVStore:
+    """Keys and values by layer and slot: `keys[layer]` and `values[layer]` are [num_slots, num_kv_heads, head_dim]."""
+
+    def __init__(self, shape: KVShape, num_slots: int, device: torch.device) -> None:
+        size = (shape.num_layers, num_slots, shape.num_kv_heads, shape.head_dim)
+        self.keys = torch.zeros(size, dtype=shape.dtype, device=device)
+        self.values = torch.zeros(size, dtype=shape.dtype, device=device)
+
+    def write(
+        self,
+        layer: int,
+        slot_mapping: Tensor,  # [num_tokens] i64; where each token goes
+        key: Tensor,  # [num_tokens, num_kv_heads, head_dim]
+        value: Tensor,  # [num_tokens, num_kv_heads, head_dim]
+    ) -> None:
+        self.keys[layer].index_copy_(0, slot_mapping, key)
+        self.values[layer].index_copy_(0, slot_mapping, value)
+
+    def read(
+        self,
+        layer: int,
+        slots: Tensor,  # [num_keys] i64
+    ) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and the values, [num_keys, num_kv_heads, head_dim] each."""
+        return self.keys[layer].index_select(0, slots), self.values[layer].index_select(0, slots)
+
+    def move(
+        self,
+        moves: Tensor,  # [num_moves, 2] i64; (source slot, destination slot)
+    ) -> None:
+        """Copy slots in every layer. All are read before one is written: a source may be another's destination."""
+        if len(moves) == 0:
+            return
+        sources, destinations = moves.unbind(1)
+        for held in (self.keys, self.values):
+            held.index_copy_(1, destinations, held.index_select(1, sources))

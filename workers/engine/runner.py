@@ -1,0 +1,184 @@
+"""One forward engine, on one rank: rows in, logits out, with everything between them in our paged KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from outrider.errors import InvalidRequest
+from outrider.tree import check_parents
+from workers.engine.attention import PagedPass
+from workers.engine.batch import Batch, BatchRow, Row
+from workers.engine.checkpoint import Checkpoint
+from workers.engine.device import kv_cache_budget_bytes, resolve_device
+from workers.engine.kv_cache import KVCache
+from workers.engine.kv_store import KVStore
+from workers.engine.layout import lay_out
+from workers.engine.model import ModelSpec, load_model
+
+
+class Ranks(Protocol):
+    """What the engine needs of the group of ranks that it is part of (`workers/target/group.py`)."""
+
+    rank: int
+    size: int
+
+    def guard(self) -> AbstractContextManager[None]: ...
+    def loaded(self, num_blocks: int) -> int: ...
+    def broadcast(self, batch: Tensor) -> None: ...
+
+
+class Engine:
+    """A model, its KV cache and the requests in it.
+
+    On rank 0 (or alone) the owner opens requests and calls `forward`; a follower is only told to `execute`. One
+    thread at a time. Whatever fails inside a pass closes every request: the cache can't be trusted then, and the
+    committed tokens, which the engine does not own, can always be sent again.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        tensor_parallel: int = 1,
+        block_size: int = 16,
+        kv_cache_bytes: int | None = None,
+        group: Ranks | None = None,
+    ) -> None:
+        if tensor_parallel != (group.size if group is not None else 1):
+            raise InvalidRequest.of("tensor_parallel", tensor_parallel, "it is the number of ranks in the group")
+        self._group = group
+        self._device = resolve_device(device, group.rank if group is not None else 0)
+        with self._guard():
+            model = load_model(checkpoint, self._device, dtype, tensor_parallel)
+        self._module = model.module
+        self.spec: ModelSpec = model.spec
+        self.block_size = block_size
+        budget = kv_cache_budget_bytes(self._device, kv_cache_bytes)
+        num_blocks = budget // (block_size * model.kv_shape.token_bytes)
+        if group is not None:
+            num_blocks = group.loaded(num_blocks)
+        if num_blocks == 0:
+            raise InvalidRequest.of("kv_cache_bytes", budget, "it holds not a single block")
+        self._cache = KVCache(num_blocks, block_size)
+        self._store = KVStore(model.kv_shape, num_blocks * block_size, self._device)
+
+    @property
+    def num_blocks(self) -> int:
+        return self._cache.num_blocks
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self._cache.num_free_blocks
+
+    def open(self, key: int) -> None:
+        """Begin a request with nothing cached. `key` is the caller's own number for it."""
+        self._cache.open(key)
+
+    def close(self, key: int) -> None:
+        """Give back all that a request holds; harmless where it is not open."""
+        self._cache.close(key)
+
+    def is_open(self, key: int) -> bool:
+        return self._cache.is_open(key)
+
+    def num_cached(self, key: int) -> int:
+        """Committed tokens whose KV is here; nodes count once they are accepted."""
+        return self._cache.num_cached(key)
+
+    def truncate(self, key: int, num_tokens: int) -> None:
+        """Forget all but the first num_tokens committed tokens, and every node of the last pass."""
+        self._cache.truncate(key, num_tokens)
+
+    def accept(self, key: int, path: Sequence[int]) -> None:
+        """Commit nodes of the key's last pass, given from the root down; its other nodes are dropped."""
+        self._cache.accept(key, path)
+
+    def blocks_needed(self, rows: Sequence[Row]) -> int:
+        """Free blocks that `forward` would take; negative where dropped nodes give back more."""
+        return self._cache.blocks_needed([(row.key, row.num_tokens) for row in rows])
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where the cache's books don't agree with themselves."""
+        self._cache.check_integrity()
+
+    def forward(self, rows: Sequence[Row]) -> list[Tensor | None]:
+        """Run one pass. Each row's result is its logits, [1 + num_nodes, vocab] f32: after its last token, then after
+        each node; None where it wants none.
+
+        The tokens are cached from then on. The nodes are dropped by the key's next forward or truncate, unless
+        `accept` keeps them. Raises InvalidRequest, TreeError or OutOfBlocks before anything is done.
+        """
+        if not rows:
+            return []
+        for row in rows:
+            self._check(row)
+        if len({row.key for row in rows}) < len(rows):
+            raise InvalidRequest.of("rows", [row.key for row in rows], "a request has one row in a pass")
+        self._cache.allocate([(row.key, row.num_tokens) for row in rows])
+        try:
+            return self._run(rows)
+        except BaseException:
+            self._cache.clear()
+            raise
+
+    def execute(self, encoded: Tensor) -> None:
+        """A follower's part of the pass that rank 0 broadcast as `encoded`, [num_values] i64."""
+        self._execute(Batch.decode(encoded))
+
+    def _run(self, rows: Sequence[Row]) -> list[Tensor | None]:
+        placed = [BatchRow(row, self._cache.num_cached(row.key), self._cache.block_table(row.key)) for row in rows]
+        batch = Batch(placed, self._cache.take_moves())
+        if self._group is not None:
+            self._group.broadcast(batch.encode())
+        logits = self._execute(batch)
+        for row in rows:
+            self._cache.commit(row.key, len(row.tokens), len(row.node_tokens))
+        parts = torch.split(logits, [row.num_logits for row in rows])
+        return [part if row.wants_logits else None for row, part in zip(rows, parts, strict=True)]
+
+    @torch.inference_mode()
+    def _execute(self, batch: Batch) -> Tensor:
+        """The logits that the batch's rows want, side by side: [num_logits, vocab] f32."""
+        layout = lay_out(batch, self.block_size, self._device)
+        self._store.move(layout.moves)
+        with self._guard():
+            output = self._module(
+                input_ids=layout.input_ids,
+                position_ids=layout.positions,
+                use_cache=False,
+                logits_to_keep=layout.logits_rows,
+                paged_pass=PagedPass(layout, self._store),
+            )
+        logits: Tensor = output.logits[0].float()
+        return logits
+
+    def _guard(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._group is None else self._group.guard()
+
+    def _check(self, row: Row) -> None:
+        if not row.tokens:
+            raise InvalidRequest.of("tokens", [], "a row has at least one: the logits after it start the walk")
+        if len(row.node_tokens) != len(row.node_parents):
+            raise InvalidRequest.of("node_parents", list(row.node_parents), f"there are {len(row.node_tokens)} nodes")
+        check_parents(row.node_parents)
+        for token in (*row.tokens, *row.node_tokens):
+            if not 0 <= token < self.spec.vocab_size:
+                raise InvalidRequest.of("token", token, f"the vocabulary has {self.spec.vocab_size}")
+        end = self.num_cached(row.key) + len(row.tokens) + _depth(row.node_parents)
+        if end > self.spec.max_context:
+            raise InvalidRequest.of("tokens", end, f"the model's context holds {self.spec.max_context}")
+
+
+def _depth(parents: Sequence[int]) -> int:
+    """Nodes on the longest path."""
+    depths: list[int] = []
+    for parent in parents:
+        depths.append(1 if parent < 0 else depths[parent] + 1)
+    return max(depths, default=0)
