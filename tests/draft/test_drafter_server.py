@@ -1,0 +1,431 @@
+"""The drafter worker's stream: fenced, superseding, and open to any kind of drafter."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from outrider.errors import InvalidRequest, OutriderError
+from outrider.packing import pack_i32, unpack_f32, unpack_i32
+from outrider.rpc import link_options
+from outrider.v1 import drafter_pb2, drafter_pb2_grpc, inference_pb2, worker_pb2
+from tests.target_link import SEEDED, TIMEOUT_S, Reference
+from workers.draft.drafter import KINDS, DrafterSpec, NewNodes, Resources
+from workers.draft.server import DrafterConfig, DrafterServer
+from workers.sampling import ChoiceParams
+from workers.vocabulary import vocabulary_of
+
+PROMPT = [5, 6, 7, 8, 9]
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass
+class Scripted:
+    """A drafter under the test's control: it notes what it is told, and each step waits for the test's leave."""
+
+    kind = "scripted"
+    model = ""
+    vocabulary = worker_pb2.Vocabulary()
+    max_context = 0
+    texts: dict[int, list[int]] = field(default_factory=dict)
+    begun: dict[int, int] = field(default_factory=dict)
+    closed: list[int] = field(default_factory=list)
+    steps: list[dict[int, int]] = field(default_factory=list)  # per step, the nodes left to draft for each key
+    may_step: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    in_step: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def open(self, key: int, params: ChoiceParams) -> None:
+        self.texts[key] = []
+
+    def extend(self, key: int, tokens: Sequence[int]) -> None:
+        self.texts[key] += tokens
+
+    def begin(self, key: int, max_nodes: int) -> None:
+        self.begun[key] = max_nodes
+
+    def step(self) -> list[NewNodes]:
+        """One node for each request, the number of tokens that it has been told; the last one is done."""
+        self.steps.append(dict(self.begun))
+        self.in_step.release()
+        assert self.may_step.acquire(timeout=TIMEOUT_S)
+        found = []
+        for key, left in list(self.begun.items()):
+            found.append(NewNodes(key, [len(self.texts[key])], [-1], [1.0], is_done=left <= 1))
+            self.begun[key] = left - 1
+            if left <= 1:
+                del self.begun[key]
+        return found
+
+    def close(self, key: int) -> None:
+        self.closed.append(key)
+        self.begun.pop(key, None)
+
+    async def wait_in_step(self) -> None:
+        assert await asyncio.to_thread(self.in_step.acquire, timeout=TIMEOUT_S)
+
+
+SCRIPTED = Scripted()
+
+
+def load_scripted(_source: str, _resources: Resources) -> Scripted:
+    return SCRIPTED
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    """Registered as any new kind would be: by one line."""
+    drafter = Scripted()
+    monkeypatch.setitem(KINDS, "scripted", f"{__name__}:load_scripted")
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPTED", drafter)
+    return drafter
+
+
+class Link:
+    """A scheduler's stream to a drafter worker."""
+
+    def __init__(self, stub: drafter_pb2_grpc.DrafterAsyncStub) -> None:
+        self.stream = stub.Connect()  # type: ignore[call-arg]  # the stubs know only the form with an iterator
+
+    async def send(self, *orders: drafter_pb2.DraftOrder) -> None:
+        command = drafter_pb2.DrafterCommand(orders=drafter_pb2.DraftOrders(orders=orders))
+        async with asyncio.timeout(TIMEOUT_S):
+            await self.stream.write(command)
+
+    async def release(self, request: int, epoch: int, drafter: str) -> None:
+        released = drafter_pb2.DraftRelease(ref=worker_pb2.RequestRef(request=request, epoch=epoch), drafter=drafter)
+        async with asyncio.timeout(TIMEOUT_S):
+            await self.stream.write(drafter_pb2.DrafterCommand(release=released))
+
+    async def receive(self) -> list[drafter_pb2.Growth]:
+        async with asyncio.timeout(TIMEOUT_S):
+            report = await self.stream.read()
+        assert isinstance(report, drafter_pb2.DrafterReport), "the stream has ended"
+        return list(report.growths.growths)
+
+    async def receive_until_done(self) -> list[drafter_pb2.Growth]:
+        """The growths of the one order that is open."""
+        growths = await self.receive()
+        while not growths[-1].is_done:
+            growths += await self.receive()
+        return growths
+
+    async def code(self) -> grpc.StatusCode:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await self.stream.code()
+
+
+@asynccontextmanager
+async def serving(*drafters: str) -> AsyncIterator[tuple[DrafterServer, drafter_pb2_grpc.DrafterAsyncStub]]:
+    server = DrafterServer(DrafterConfig(drafters=drafters, threads=1, kv_cache_bytes=1 << 20))
+    address = await server.start()
+    try:
+        async with grpc.aio.insecure_channel(address, options=link_options()) as channel:
+            yield server, drafter_pb2_grpc.DrafterStub(channel)
+    finally:
+        await server.stop(0)
+
+
+def make_order(
+    drafter: str,
+    committed: Sequence[int],
+    *,
+    start: int = 0,
+    end: int | None = None,
+    request: int = 1,
+    epoch: int = 1,
+    is_open: bool = False,
+    max_nodes: int = 4,
+    sampling: inference_pb2.SamplingParams = SEEDED,
+) -> drafter_pb2.DraftOrder:
+    """An order that brings committed[start:end]."""
+    order = drafter_pb2.DraftOrder(
+        ref=worker_pb2.RequestRef(request=request, epoch=epoch),
+        drafter=drafter,
+        committed_len=len(committed),
+        tokens=worker_pb2.TokenSpan(start=start, ids=pack_i32(committed[start:end])),
+        max_nodes=max_nodes,
+    )
+    if is_open:
+        order.open.sampling.CopyFrom(sampling)
+    return order
+
+
+def nodes_of(growths: Sequence[drafter_pb2.Growth]) -> tuple[list[int], list[int]]:
+    """The tokens and parents of an order's growths, after a look at what must hold of them."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    for growth in growths:
+        assert growth.committed_len == growths[0].committed_len
+        assert growth.first_node == growths[0].first_node + len(tokens)
+        tokens += unpack_i32(growth.tokens)
+        parents += unpack_i32(growth.parents)
+        assert len(unpack_f32(growth.scores)) == len(unpack_i32(growth.tokens))
+    return tokens, parents
+
+
+async def test_a_model_drafter_streams_the_chain_that_the_target_will_choose(tiny: Path, reference: Reference) -> None:
+    async with serving(f"model:{tiny}") as (_, stub):
+        link = Link(stub)
+        await link.send(make_order("model", PROMPT, is_open=True))
+        growths = await link.receive_until_done()
+
+        expected = reference.decode(PROMPT, 8, SEEDED)
+        assert nodes_of(growths) == (expected[:4], [0, 1, 2, 3])
+        assert len(growths) == 4  # as they are found, not at the end
+
+        # Numbers run on over the orders of an epoch, and what still stands is told again under the new root.
+        await link.send(make_order("model", [*PROMPT, *expected[:2]], start=len(PROMPT)))
+        assert nodes_of(await link.receive_until_done()) == (expected[2:6], [0, 5, 6, 7])
+
+
+async def test_an_order_that_finds_nothing_is_done_at_once() -> None:
+    async with serving("ngram") as (_, stub):
+        link = Link(stub)
+        await link.send(make_order("ngram", PROMPT, is_open=True))
+
+        (growth,) = await link.receive()
+
+    assert growth.is_done
+    assert not growth.is_prefix_missing
+    assert (growth.ref.request, growth.ref.epoch, growth.committed_len) == (1, 1, len(PROMPT))
+    assert growth.tokens == b""
+
+
+async def test_several_drafters_serve_one_stream_under_their_names(tiny: Path, reference: Reference) -> None:
+    text = [5, 6, 7, 5, 6]
+    async with serving("ngram", f"small=model:{tiny}") as (_, stub):
+        description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=TIMEOUT_S)
+        link = Link(stub)
+        await link.send(
+            make_order("ngram", text, is_open=True, max_nodes=1), make_order("small", text, is_open=True, max_nodes=1)
+        )
+        growths = {growth.drafter: growth for growth in [*await link.receive(), *await link.receive()]}
+
+    assert unpack_i32(growths["ngram"].tokens) == [7]
+    assert unpack_i32(growths["small"].tokens) == reference.decode(text, 1, SEEDED)
+    assert [(each.name, each.kind, each.model, each.max_context) for each in description.drafters] == [
+        ("ngram", "ngram", "", 0),
+        ("small", "model", "tiny", 128),
+    ]
+    assert description.drafters[0].vocabulary == worker_pb2.Vocabulary()
+    assert description.drafters[1].vocabulary == vocabulary_of(tiny, 97)
+
+
+async def test_an_order_for_a_drafter_that_is_not_here_is_done_at_once() -> None:
+    async with serving("ngram") as (_, stub):
+        link = Link(stub)
+        await link.send(make_order("medusa", PROMPT, is_open=True))
+
+        (growth,) = await link.receive()
+
+    assert (growth.drafter, growth.is_done, growth.tokens) == ("medusa", True, b"")
+
+
+MISSING = {
+    "unknown request": make_order("ngram", PROMPT, request=2),
+    "unknown epoch": make_order("ngram", PROMPT, epoch=2),
+    "gap": make_order("ngram", [*PROMPT, 1, 2], start=len(PROMPT) + 1),
+    "fewer tokens than committed": make_order("ngram", [*PROMPT, 1, 2], start=len(PROMPT), end=len(PROMPT) + 1),
+    "another past": make_order("ngram", [5, 6, 50, 8, 9], start=1),
+    "a committed_len of the past": make_order("ngram", PROMPT[:3], start=3),
+    "half a token": drafter_pb2.DraftOrder(
+        ref=worker_pb2.RequestRef(request=1, epoch=1),
+        drafter="ngram",
+        committed_len=len(PROMPT),
+        tokens=worker_pb2.TokenSpan(ids=b"\1\2"),
+    ),
+    "negative token": make_order("ngram", [*PROMPT, -7], start=len(PROMPT)),
+    "no tokens at all": make_order("ngram", [], is_open=True, epoch=2),
+}
+
+
+@pytest.mark.parametrize("kind", MISSING)
+async def test_what_an_order_cannot_be_built_on_is_reported_missing_and_opening_again_helps(kind: str) -> None:
+    async with serving("ngram") as (_, stub):
+        link = Link(stub)
+        await link.send(make_order("ngram", PROMPT, is_open=True))
+        await link.receive()
+
+        await link.send(MISSING[kind])
+        (growth,) = await link.receive()
+        await link.send(make_order("ngram", [5, 6, 5], epoch=3, request=growth.ref.request, is_open=True))
+        (after,) = await link.receive()
+
+    assert growth.is_prefix_missing
+    assert growth.ref == MISSING[kind].ref
+    assert unpack_i32(after.tokens)[0] == 6
+
+
+async def test_an_order_of_a_stale_epoch_is_left_out() -> None:
+    async with serving("ngram") as (_, stub):
+        link = Link(stub)
+        await link.send(make_order("ngram", PROMPT, epoch=5, is_open=True))
+        await link.receive()
+
+        await link.send(
+            make_order("ngram", PROMPT, epoch=4),
+            make_order("ngram", PROMPT, epoch=4, is_open=True),
+            make_order("ngram", [*PROMPT, 5], epoch=5, start=len(PROMPT)),
+        )
+        (growth,) = await link.receive()
+
+    assert (growth.ref.epoch, growth.committed_len, unpack_i32(growth.tokens)[0]) == (5, len(PROMPT) + 1, 6)
+
+
+async def test_a_newer_order_supersedes_one_that_waits_and_one_that_is_being_drafted(scripted: Scripted) -> None:
+    async with serving("scripted") as (_, stub):
+        link = Link(stub)
+        await link.send(make_order("scripted", PROMPT, is_open=True, max_nodes=9))
+        await scripted.wait_in_step()
+        # While the first step runs: two newer orders. The second of them replaces the first before it is seen.
+        longer = [*PROMPT, 1, 2]
+        await link.send(make_order("scripted", longer[:-1], start=len(PROMPT), max_nodes=7))
+        await link.send(make_order("scripted", longer, start=len(PROMPT) + 1, max_nodes=2))
+        await link.send(make_order("medusa", PROMPT))  # answered at once: so the two before it have been noted
+        await link.receive()
+        scripted.may_step.release(5)
+
+        growths = await link.receive_until_done()
+        assert scripted.steps == [{0: 9}, {0: 2}, {0: 1}]
+
+    assert {growth.committed_len for growth in growths} == {len(longer)}
+    assert nodes_of(growths)[0] == [len(longer)] * 2
+
+
+async def test_a_release_between_steps_stops_the_draft_and_a_late_one_does_not(scripted: Scripted) -> None:
+    async with serving("scripted") as (_, stub):
+        link = Link(stub)
+        for request in (1, 2):
+            await link.send(make_order("scripted", PROMPT, request=request, epoch=2, is_open=True, max_nodes=3))
+            await scripted.wait_in_step()
+            scripted.may_step.release()
+            await link.receive()
+        await scripted.wait_in_step()
+        await link.release(1, epoch=2, drafter="scripted")
+        await link.release(2, epoch=1, drafter="scripted")
+        await link.send(make_order("medusa", PROMPT))
+        await link.receive()
+        scripted.may_step.release(9)
+
+        growths = await link.receive_until_done()
+
+    assert {growth.ref.request for growth in growths} == {2}
+    assert scripted.closed[0] == 0
+
+
+@pytest.mark.parametrize("how", ["end", "cancel"])
+async def test_the_end_of_a_stream_forgets_all_that_was_opened_on_it(scripted: Scripted, how: str) -> None:
+    scripted.may_step.release(99)
+    async with serving("scripted") as (_, stub):
+        link, other = Link(stub), Link(stub)
+        for request in (1, 2, 3):
+            await link.send(make_order("scripted", PROMPT, request=request, is_open=True, max_nodes=1))
+            await link.receive()
+
+        if how == "end":
+            async with asyncio.timeout(TIMEOUT_S):
+                await link.stream.done_writing()
+                assert await link.stream.read() == grpc.aio.EOF  # type: ignore[attr-defined]
+        else:
+            link.stream.cancel()
+
+        # Each of these is a step, and steps carry out what has been closed: this waits on the drafter, not the clock.
+        async with asyncio.timeout(TIMEOUT_S):
+            epoch = 0
+            while not {0, 1, 2} <= set(scripted.closed):
+                epoch += 1
+                await other.send(make_order("scripted", PROMPT, epoch=epoch, is_open=True, max_nodes=1))
+                await other.receive()
+
+
+async def test_requests_of_different_streams_do_not_meet() -> None:
+    async with serving("ngram") as (_, stub):
+        one, other = Link(stub), Link(stub)
+        for link, text in ((one, [5, 6, 5]), (other, [5, 7, 5])):
+            await link.send(make_order("ngram", text, is_open=True, max_nodes=1))
+
+        assert [unpack_i32((await link.receive())[0].tokens) for link in (one, other)] == [[6], [7]]
+
+
+async def test_a_drafter_that_fails_ends_the_streams_and_is_seen(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[NewNodes]:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(scripted, "step", broken)
+    server = DrafterServer(DrafterConfig(drafters=("scripted", "ngram")))
+    async with grpc.aio.insecure_channel(await server.start()) as channel:
+        link = Link(drafter_pb2_grpc.DrafterStub(channel))
+        await link.send(make_order("scripted", PROMPT, is_open=True))
+
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            await asyncio.wait_for(server.wait_failed(), TIMEOUT_S)
+        assert await link.code() == grpc.StatusCode.UNAVAILABLE
+        health = health_pb2_grpc.HealthStub(channel)
+        async with asyncio.timeout(TIMEOUT_S):
+            while (await health.Check(health_pb2.HealthCheckRequest())).status != NOT_SERVING:
+                pass
+    await server.stop(0)
+
+
+async def test_stopping_is_idempotent_and_not_a_failure() -> None:
+    server = DrafterServer(DrafterConfig(drafters=("ngram",)))
+    await server.start()
+    waiting = asyncio.create_task(server.wait_failed())
+
+    await asyncio.gather(server.stop(0), server.stop(0))
+    await server.stop(0)
+
+    await asyncio.wait_for(waiting, TIMEOUT_S)
+
+
+@pytest.mark.parametrize("text", ["", "ngramm", "=ngram", "model:", "medusa:path", ":path"])
+def test_a_spec_that_names_no_drafter_is_refused_with_the_forms_that_there_are(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="model:PATH_OR_NAME") as caught:
+        DrafterServer(DrafterConfig(drafters=("ngram", text)))
+
+    assert repr(text) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ngram", DrafterSpec("ngram", "ngram", "")),
+        ("model:org/name", DrafterSpec("model", "model", "org/name")),
+        ("small=model:/a=b/c:d", DrafterSpec("small", "model", "/a=b/c:d")),
+        ("lookup=ngram", DrafterSpec("lookup", "ngram", "")),
+    ],
+)
+def test_specs_name_a_drafter_its_kind_and_its_source(text: str, expected: DrafterSpec) -> None:
+    assert DrafterSpec.parse(text) == expected
+
+
+@pytest.mark.parametrize("drafters", [(), ("ngram", "ngram"), ("model:a", "model:b")])
+def test_a_worker_has_drafters_and_their_names_differ(drafters: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest, match="drafters"):
+        DrafterServer(DrafterConfig(drafters=drafters))
+
+
+async def test_a_model_that_is_not_there_is_named_at_start(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    server = DrafterServer(DrafterConfig(drafters=("ngram", f"model:{tmp_path / 'empty'}")))
+
+    with pytest.raises(OutriderError, match="empty"):
+        await server.start()
+
+
+def test_a_worker_of_token_only_drafters_never_loads_torch() -> None:
+    code = "import sys, workers.draft.server, workers.draft.ngram; sys.exit('torch' in sys.modules)"
+
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=TIMEOUT_S)

@@ -1,0 +1,52 @@
+"""Checkpoints small enough to be made in a test: random weights, real format."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+END_TOKEN = 0
+
+
+def save_tiny_llama(
+    folder: Path,
+    *,
+    vocab: int = 97,
+    seed: int = 0,
+    num_layers: int = 2,
+    max_context: int = 128,
+    nan_token: int | None = None,  # a token after which the model answers NaN
+    with_tokenizer: bool = True,
+) -> Path:
+    """Write a random llama (8 heads, 4 KV heads) with a word-level tokenizer into `folder`; returns it."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=num_layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=max_context,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=END_TOKEN,
+        pad_token_id=None,
+        initializer_range=0.15,  # large enough for the answer to depend on every token before it
+    )
+    model = LlamaForCausalLM(config)
+    if nan_token is not None:
+        with torch.no_grad():
+            model.model.embed_tokens.weight[nan_token] = math.nan
+    model.save_pretrained(folder)
+    if with_tokenizer:
+        words = {f"w{token}": token for token in range(vocab)}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w0")  # type: ignore[no-untyped-call]
+        wrapped.save_pretrained(folder)
+    return folder

@@ -1,0 +1,1 @@
+"""The processes that compute: targets and drafters, on one engine."""

@@ -1,0 +1,198 @@
+"""The drafter worker's server: orders in, nodes out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import grpc
+
+from outrider.errors import InvalidRequest, Overloaded
+from outrider.v1 import drafter_pb2, drafter_pb2_grpc, worker_pb2
+from workers.draft.drafter import DrafterSpec, Resources, load_drafter
+from workers.draft.hosted import Hosted, Stream
+from workers.engine_thread import EngineThread, wait_any_failed
+from workers.serving import Endpoint
+
+SERVICE = "outrider.v1.Drafter"
+_WRITE_TIMEOUT_S = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrafterConfig:
+    """Of one drafter worker."""
+
+    drafters: tuple[str, ...]  # "ngram", "model:PATH_OR_NAME", "NAME=model:PATH_OR_NAME"
+    name: str = "drafter"
+    dtype: str = "auto"
+    device: str = "cpu"
+    listen: str = "127.0.0.1:0"
+    threads: int | None = None  # None: torch's own choice
+    kv_cache_bytes: int | None = None  # of each model; None: what the device has to spare
+    cache_dir: Path | None = None
+
+
+class DrafterServer:
+    """`start`, then `wait_failed` until it raises or `stop` is called; a server is started once.
+
+    Each drafter has a thread of its own: a slow one never keeps a fast one waiting.
+    """
+
+    def __init__(self, config: DrafterConfig) -> None:
+        self._config = config
+        self._specs = _parse(config.drafters)
+        self._endpoint = Endpoint(config.listen, SERVICE)
+        self._threads: list[EngineThread] = []
+        self._drafting: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Load the drafters, then serve. Returns the address, "host:port".
+
+        Raises what keeps a drafter from being served (InvalidRequest, ModelNotFound, Unsupported).
+        """
+        try:
+            hosted = [await self._host(spec) for spec in self._specs]
+            servicer = _Servicer(self._config, {each.name: each for each in hosted}, self._threads)
+            address = await self._endpoint.start(partial(drafter_pb2_grpc.add_DrafterServicer_to_server, servicer))
+        except BaseException:
+            await self.stop(0)
+            raise
+        self._drafting = asyncio.create_task(self._draft(hosted))
+        _log.info("%s drafts with %s at %s", self._config.name, ", ".join(each.name for each in hosted), address)
+        return address
+
+    async def wait_failed(self) -> None:
+        """Returns once the server is stopped. Raises what a drafter raised: the server is of no more use then."""
+        await wait_any_failed(self._threads)
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """End the streams within grace_s and release everything. Harmless when it has been done."""
+        await self._endpoint.stop(grace_s)
+        drafting, self._drafting = self._drafting, None
+        if drafting is not None:
+            drafting.cancel()
+            await asyncio.wait([drafting])
+        for thread in self._threads:
+            await thread.close()
+
+    async def _host(self, spec: DrafterSpec) -> Hosted:
+        config = self._config
+        resources = Resources(config.device, config.dtype, config.threads, config.kv_cache_bytes, config.cache_dir)
+        thread = EngineThread(f"drafter-{spec.name}")
+        self._threads.append(thread)
+        return Hosted(spec.name, await thread.run(partial(load_drafter, spec, resources)), thread)
+
+    async def _draft(self, hosted: list[Hosted]) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for each in hosted:
+                    tasks.create_task(each.run())
+        except ExceptionGroup as errors:
+            _log.critical("%s has failed", self._config.name, exc_info=errors.exceptions[0])
+            await self._endpoint.fail()
+
+
+def _parse(drafters: tuple[str, ...]) -> list[DrafterSpec]:
+    if not drafters:
+        raise InvalidRequest.of("drafters", list(drafters), 'a drafter worker has at least one, such as "ngram"')
+    specs = [DrafterSpec.parse(text) for text in drafters]
+    names = [spec.name for spec in specs]
+    for text, name in zip(drafters, names, strict=True):
+        if names.count(name) > 1:
+            raise InvalidRequest.of("drafters", text, f"{name!r} is taken; name one of them: NAME=SPEC")
+    return specs
+
+
+_Streaming = grpc.aio.ServicerContext[drafter_pb2.DrafterCommand, drafter_pb2.DrafterReport]
+
+
+class _Servicer(drafter_pb2_grpc.DrafterServicer):
+    """The calls of drafter.proto."""
+
+    def __init__(self, config: DrafterConfig, hosted: Mapping[str, Hosted], threads: list[EngineThread]) -> None:
+        self._config = config
+        self._hosted = hosted
+        self._threads = threads
+
+    async def Describe(  # noqa: N802 - gRPC's name
+        self,
+        request: worker_pb2.DescribeRequest,
+        context: grpc.aio.ServicerContext[worker_pb2.DescribeRequest, drafter_pb2.DrafterWorkerDescription],
+    ) -> drafter_pb2.DrafterWorkerDescription:
+        descriptions = [
+            drafter_pb2.DrafterDescription(
+                name=each.name,
+                kind=each.drafter.kind,
+                model=each.drafter.model,
+                vocabulary=each.drafter.vocabulary,
+                max_context=each.drafter.max_context,
+            )
+            for each in self._hosted.values()
+        ]
+        return drafter_pb2.DrafterWorkerDescription(
+            name=self._config.name, drafters=descriptions, device=self._config.device
+        )
+
+    async def Connect(  # type: ignore[override]  # noqa: N802 - gRPC's name; it also takes a coroutine that writes
+        self, request_iterator: AsyncIterator[drafter_pb2.DrafterCommand], context: _Streaming
+    ) -> None:
+        stream = Stream()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                others = [
+                    tasks.create_task(wait_any_failed(self._threads)),
+                    tasks.create_task(_refuse_overrun(stream)),
+                    tasks.create_task(_write(stream, context)),
+                ]
+                async for command in request_iterator:
+                    self._carry_out(stream, command)
+                for task in others:
+                    task.cancel()
+        except ExceptionGroup as errors:
+            _log.error("a scheduler's stream ends: %s", errors.exceptions[0])
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._config.name}: {errors.exceptions[0]}")
+        finally:
+            for each in self._hosted.values():
+                each.close(stream)
+
+    def _carry_out(self, stream: Stream, command: drafter_pb2.DrafterCommand) -> None:
+        kind = command.WhichOneof("command")
+        if kind == "orders":
+            for order in command.orders.orders:
+                hosted = self._hosted.get(order.drafter)
+                if hosted is not None:
+                    hosted.order(stream, order)
+                else:
+                    _log.warning("an order for %r: this worker hosts %s", order.drafter, ", ".join(self._hosted))
+                    stream.send(_nothing(order))
+        elif kind == "release":
+            hosted = self._hosted.get(command.release.drafter)
+            if hosted is not None:
+                hosted.release(stream, command.release.ref)
+        else:
+            _log.warning("a command of an unknown kind is left out; is the scheduler newer than this drafter?")
+
+
+def _nothing(order: drafter_pb2.DraftOrder) -> drafter_pb2.Growths:
+    """The answer to an order that will never bring a node."""
+    growth = drafter_pb2.Growth(ref=order.ref, drafter=order.drafter, committed_len=order.committed_len, is_done=True)
+    return drafter_pb2.Growths(growths=[growth])
+
+
+async def _write(stream: Stream, context: _Streaming) -> None:
+    while True:
+        report = await stream.reports.get()
+        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+            await context.write(report)
+
+
+async def _refuse_overrun(stream: Stream) -> None:
+    """Nobody is waited for, and nothing is dropped in silence: a scheduler that reads too slowly starts over."""
+    await stream.is_overrun.wait()
+    raise Overloaded("the scheduler reads its reports too slowly")

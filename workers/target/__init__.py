@@ -1,0 +1,1 @@
+"""The target: choose, walk, and the group of ranks that serves it."""

@@ -1,0 +1,243 @@
+"""What the target knows of its requests, and how a pass over them is carried out.
+
+What is known of a request is a prefix of its committed tokens; what is cached is a prefix of that:
+
+    committed tokens   0 ........... num_cached ......... known_len ......... committed_len
+                       | KV is here  | computed next     | the row has to bring these
+
+Between passes at most one known token is not cached: the last one, which the target chose itself. A row brings the
+two ends to committed_len, or says from where on tokens are missing. Whatever goes wrong with a row is undone for
+that row, and the others are computed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from torch import Tensor
+
+from outrider.errors import InvalidRequest, Unsupported
+from outrider.packing import pack_i32
+from outrider.tree import TreeError
+from outrider.v1 import target_pb2, worker_pb2
+from workers.choose import UnusableLogits, choose
+from workers.engine.batch import Row
+from workers.engine.runner import Engine
+from workers.noise import NoiseCache
+from workers.prefix import common_len
+from workers.sampling import ChoiceParams
+from workers.target.rows import ParsedRow, parse_row
+from workers.target.walk import walk
+
+
+@dataclass(slots=True)
+class _Request:
+    key: int  # the engine's, unique over all sessions
+    epoch: int
+    params: ChoiceParams
+    known: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Session:
+    """What one scheduler has opened."""
+
+    requests: dict[int, _Request] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A row that takes part in the forward, and what to go back to if it fails."""
+
+    index: int
+    parsed: ParsedRow
+    request: _Request
+    row: Row
+    known_before: int
+    cached_before: int
+
+
+class _RowRefused(Exception):
+    """A row that can't be computed. Nothing that it asked for has been done."""
+
+    def __init__(self, status: target_pb2.RowStatus, detail: str = "", known_len: int = 0) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.known_len = known_len
+
+
+class Passes:
+    """The passes of all sessions on one engine. Used by the engine's thread alone."""
+
+    def __init__(self, engine: Engine, noise: NoiseCache, max_pass_tokens: int) -> None:
+        self._engine = engine
+        self._noise = noise
+        self._max_pass_tokens = max_pass_tokens
+        self._keys = count()
+        self._idle_since: float | None = None
+
+    def run(self, session: Session, asked: target_pb2.Pass) -> target_pb2.PassResult:
+        """One result for each row, in order."""
+        started = time.perf_counter()
+        idle_s = 0.0 if self._idle_since is None else started - self._idle_since
+        results: list[target_pb2.RowResult] = [
+            target_pb2.RowResult(ref=row.ref, committed_len=row.committed_len) for row in asked.rows
+        ]
+        works = self._prepare(session, asked.rows, results)
+        num_tokens = sum(work.row.num_tokens for work in works)
+        logits = self._engine.forward([work.row for work in works]) if works else []
+        for work, row_logits in zip(works, logits, strict=True):
+            self._finish(work, row_logits, results[work.index])
+        self._idle_since = time.perf_counter()
+        return target_pb2.PassResult(
+            pass_id=asked.pass_id,
+            rows=results,
+            pass_ms=1000 * (self._idle_since - started),
+            idle_ms=1000 * idle_s,
+            num_tokens=num_tokens,
+            num_free_kv_blocks=self._engine.num_free_blocks,
+        )
+
+    def release(self, session: Session, ref: worker_pb2.RequestRef) -> None:
+        """Forget a request. A release of an older epoch than the one that is open is late, and does nothing."""
+        request = session.requests.get(ref.request)
+        if request is not None and ref.epoch >= request.epoch:
+            self._forget(session, ref.request)
+
+    def close(self, session: Session) -> None:
+        for number in list(session.requests):
+            self._forget(session, number)
+
+    def _prepare(
+        self, session: Session, rows: Iterable[target_pb2.Row], results: Sequence[target_pb2.RowResult]
+    ) -> list[_Work]:
+        """The rows that can be computed; the results of the others are complete."""
+        works: list[_Work] = []
+        num_tokens, num_blocks = 0, 0
+        seen: set[int] = set()
+        for index, (row, result) in enumerate(zip(rows, results, strict=True)):
+            try:
+                if row.ref.request in seen:
+                    detail = f"request {row.ref.request} has two rows in one pass"
+                    raise _RowRefused(target_pb2.ROW_STATUS_INVALID, detail)
+                seen.add(row.ref.request)
+                parsed = self._parse(session, row)
+                request = self._request(session, parsed)
+                work = self._plan(index, parsed, request, result)
+                if work is not None:
+                    num_tokens, num_blocks = self._admit(work, num_tokens, num_blocks)
+                    works.append(work)
+            except _RowRefused as refusal:
+                result.status, result.detail = refusal.status, refusal.detail
+                result.known_len = refusal.known_len
+        return works
+
+    def _parse(self, session: Session, row: target_pb2.Row) -> ParsedRow:
+        spec = self._engine.spec
+        try:
+            return parse_row(row, vocab_size=spec.vocab_size, max_context=spec.max_context)
+        except (InvalidRequest, Unsupported, TreeError) as err:
+            known = session.requests.get(row.ref.request)
+            known_len = len(known.known) if known is not None and known.epoch == row.ref.epoch else 0
+            raise _RowRefused(target_pb2.ROW_STATUS_INVALID, err.message, known_len) from err
+
+    def _request(self, session: Session, parsed: ParsedRow) -> _Request:
+        """The request in the row's epoch; opened, in place of an older epoch, where the row says so."""
+        request = session.requests.get(parsed.request)
+        if request is not None and request.epoch == parsed.epoch:
+            if parsed.params not in (None, request.params):
+                detail = f"open: epoch {parsed.epoch} is open with other parameters"
+                raise _RowRefused(target_pb2.ROW_STATUS_INVALID, detail, len(request.known))
+            return request
+        if parsed.params is None or (request is not None and request.epoch > parsed.epoch):
+            raise _RowRefused(target_pb2.ROW_STATUS_PREFIX_MISSING, f"epoch {parsed.epoch} is not open here")
+        self._forget(session, parsed.request)
+        request = session.requests[parsed.request] = _Request(next(self._keys), parsed.epoch, parsed.params)
+        self._engine.open(request.key)
+        return request
+
+    def _plan(self, index: int, parsed: ParsedRow, request: _Request, result: target_pb2.RowResult) -> _Work | None:
+        """What to compute for the row. None, with a complete result, for a prompt chunk that is there already."""
+        known_before = self._learn(parsed, request)
+        known_len = len(request.known)
+        if known_len == parsed.committed_len:
+            # The root has to be computed, whatever is cached: its logits are where the walk starts.
+            self._truncate(request, parsed.committed_len - 1)
+        cached = self._engine.num_cached(request.key)
+        uncached = request.known[cached:]
+        if known_len == parsed.committed_len:
+            row = Row(request.key, uncached, parsed.node_tokens, parsed.node_parents)
+        elif uncached:
+            row = Row(request.key, uncached, wants_logits=False)
+        else:
+            result.status, result.known_len = target_pb2.ROW_STATUS_OK, known_len
+            return None
+        return _Work(index, parsed, request, row, known_before, cached)
+
+    def _learn(self, parsed: ParsedRow, request: _Request) -> int:
+        """Make what is known agree with the row, which is the truth. Returns what was known of that before it."""
+        known = request.known
+        if parsed.tokens and parsed.start > len(known):
+            detail = f"the tokens start at {parsed.start}"
+            raise _RowRefused(target_pb2.ROW_STATUS_PREFIX_MISSING, detail, len(known))
+        if not parsed.tokens and len(known) < parsed.committed_len:
+            raise _RowRefused(target_pb2.ROW_STATUS_PREFIX_MISSING, "the row brings no tokens", len(known))
+        overlap = known[parsed.start : parsed.start + len(parsed.tokens)]
+        num_agreeing = common_len(overlap, parsed.tokens)
+        if num_agreeing < len(overlap):
+            del known[parsed.start + num_agreeing :]
+        del known[parsed.committed_len :]
+        known_before = len(known)
+        self._truncate(request, known_before)
+        known += parsed.tokens[len(known) - parsed.start :] if parsed.tokens else ()
+        return known_before
+
+    def _admit(self, work: _Work, num_tokens: int, num_blocks: int) -> tuple[int, int]:
+        """The tokens and blocks that the pass takes with this row as well.
+
+        A row that there is no room for is undone and refused: rows that come first are served first.
+        """
+        num_tokens += work.row.num_tokens
+        if num_tokens > self._max_pass_tokens:
+            detail = f"the pass has {num_tokens} tokens with this row: max_pass_tokens is {self._max_pass_tokens}"
+            raise _RowRefused(target_pb2.ROW_STATUS_INVALID, detail, self._undo(work))
+        num_blocks += self._engine.blocks_needed([work.row])
+        if num_blocks > self._engine.num_free_blocks:
+            detail = f"the pass needs {num_blocks} KV blocks with this row, {self._engine.num_free_blocks} are free"
+            raise _RowRefused(target_pb2.ROW_STATUS_NO_CAPACITY, detail, self._undo(work))
+        return num_tokens, num_blocks
+
+    def _finish(self, work: _Work, logits: Tensor | None, result: target_pb2.RowResult) -> None:
+        """Choose, walk and commit. `logits` are [1 + num_nodes, vocab] f32; None for a prompt chunk."""
+        result.status = target_pb2.ROW_STATUS_OK
+        if logits is not None:
+            positions = [work.parsed.committed_len + depth for depth in work.parsed.depths]
+            try:
+                chosen = choose(logits, positions, work.request.params, noise=self._noise)
+            except UnusableLogits as err:
+                result.status, result.detail = target_pb2.ROW_STATUS_FAILED, err.message
+                result.known_len = self._undo(work)
+                return
+            walked = walk(chosen.tolist(), work.parsed.node_tokens, work.parsed.node_parents)
+            self._engine.accept(work.request.key, walked.path)
+            work.request.known += walked.tokens
+            result.tokens = pack_i32(walked.tokens)
+        result.known_len = len(work.request.known)
+
+    def _undo(self, work: _Work) -> int:
+        """Forget what the row brought and what was computed for it. Returns what is known then."""
+        del work.request.known[work.known_before :]
+        self._truncate(work.request, work.cached_before)
+        return len(work.request.known)
+
+    def _truncate(self, request: _Request, num_tokens: int) -> None:
+        self._engine.truncate(request.key, min(num_tokens, self._engine.num_cached(request.key)))
+
+    def _forget(self, session: Session, number: int) -> None:
+        request = session.requests.pop(number, None)
+        if request is not None:
+            self._engine.close(request.key)

@@ -1,0 +1,79 @@
+"""A row as it came over the wire, checked in full before anything is changed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from outrider.errors import InvalidRequest
+from outrider.packing import unpack_i32
+from outrider.tree import ROOT, check_parents
+from outrider.v1 import target_pb2
+from workers.sampling import ChoiceParams, choice_params
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRow:
+    """One request's part of a pass, with its numbers unpacked."""
+
+    request: int
+    epoch: int
+    committed_len: int
+    params: ChoiceParams | None  # of a row that opens an epoch
+    start: int  # tokens are the committed ones [start, start + len(tokens))
+    tokens: Sequence[int]
+    node_tokens: Sequence[int]  # [num_nodes]
+    node_parents: Sequence[int]  # [num_nodes]
+    depths: Sequence[int]  # [1 + num_nodes]; the root's, 0, then the nodes'
+
+
+def parse_row(row: target_pb2.Row, *, vocab_size: int, max_context: int) -> ParsedRow:
+    """Raises InvalidRequest, Unsupported or TreeError, each naming what makes no sense."""
+    tokens = _token_ids("tokens.ids", row.tokens.ids, vocab_size)
+    node_tokens = _token_ids("node_tokens", row.node_tokens, vocab_size)
+    node_parents = _unpack("node_parents", row.node_parents)
+    if not 1 <= row.committed_len <= max_context:
+        raise InvalidRequest.of("committed_len", row.committed_len, f"it is between 1 and {max_context}")
+    end = row.tokens.start + len(tokens)
+    if tokens and end > row.committed_len:
+        raise InvalidRequest.of("tokens", end, f"they end at or before committed_len, {row.committed_len}")
+    if len(node_parents) != len(node_tokens):
+        raise InvalidRequest.of("node_parents", node_parents, f"there are {len(node_tokens)} node_tokens")
+    check_parents(node_parents)
+    depths = _depths(node_parents)
+    if row.committed_len + max(depths) > max_context:
+        deepest = row.committed_len + max(depths)
+        raise InvalidRequest.of("node_parents", deepest, f"no node lies behind the context's {max_context} tokens")
+    return ParsedRow(
+        request=row.ref.request,
+        epoch=row.ref.epoch,
+        committed_len=row.committed_len,
+        params=choice_params(row.open) if row.HasField("open") else None,
+        start=row.tokens.start,
+        tokens=tokens,
+        node_tokens=node_tokens,
+        node_parents=node_parents,
+        depths=depths,
+    )
+
+
+def _unpack(field: str, data: bytes) -> list[int]:
+    try:
+        return unpack_i32(data)
+    except InvalidRequest as err:
+        raise InvalidRequest(f"{field}: {err.message}") from err
+
+
+def _token_ids(field: str, data: bytes, vocab_size: int) -> list[int]:
+    ids = _unpack(field, data)
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise InvalidRequest.of(field, token, f"the vocabulary has {vocab_size} tokens")
+    return ids
+
+
+def _depths(parents: Sequence[int]) -> list[int]:
+    depths = [0]
+    for parent in parents:
+        depths.append(1 if parent == ROOT else depths[parent + 1] + 1)
+    return depths
