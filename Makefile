@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := client/outrider scheduler workers cluster tests benchmarks
 PROTOS := protos/outrider/v1
 
 .PHONY: help setup demo test check format lint types layers protos protos-check clean

@@ -1,0 +1,116 @@
+"""A whole cell without Ray: real servers and real gRPC, on one event loop in a thread of its own.
+
+Tests use it through the user's client. Ranks above 0 are processes, as they are everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from outrider import Client
+from scheduler.server import SchedulerConfig, SchedulerServer
+from workers.draft.server import DrafterConfig, DrafterServer
+from workers.target.server import TargetConfig, TargetServer
+
+START_TIMEOUT_S = 120.0
+Result = TypeVar("Result")
+
+_FOLLOW = """
+import sys
+from pathlib import Path
+from workers.target.server import TargetConfig, serve_follower
+model, size, address, dtype = sys.argv[1:]
+serve_follower(TargetConfig(model=model, tensor_parallel=int(size), group_address=address, dtype=dtype, threads=1,
+                            kv_cache_bytes=int(256e6)), rank=1)
+"""
+
+
+class LocalCell:
+    """Servers that were started, and the address of the public one."""
+
+    def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._run = run
+        self.endpoint = ""
+        self.target_address = ""
+        self.drafters: dict[str, DrafterServer] = {}  # by address
+
+    async def start(self, scheduler: SchedulerConfig, target: TargetConfig, drafters: Sequence[DrafterConfig]) -> None:
+        self._scheduler = SchedulerServer(scheduler)
+        self.endpoint = await self._scheduler.start()
+        self._target = TargetServer(target)
+        self.target_address = await self._target.start()
+        for config in drafters:
+            server = DrafterServer(config)
+            self.drafters[await server.start()] = server
+        await self._scheduler.set_workers([self.target_address], list(self.drafters))
+
+    async def stop(self) -> None:
+        await self._scheduler.stop(grace_s=0)
+        for server in self.drafters.values():
+            await server.stop(0)
+        await self._target.stop(0)
+
+    def stop_drafters(self) -> None:
+        """Every drafter goes away without a word to the scheduler."""
+        for server in self.drafters.values():
+            self._run(server.stop(0))
+
+    def wait_ready(self) -> None:
+        """Until the target serves and every drafter is used or refused."""
+        done = threading.Event()
+        with Client(self.endpoint) as client:
+            for _ in range(int(START_TIMEOUT_S / 0.05)):
+                info = client.server_info()
+                states = {worker.state for worker in (*info.targets, *info.drafters)}
+                if info.targets and states <= {"ready", "refused", "late"}:
+                    return
+                done.wait(0.05)
+        raise TimeoutError(f"the cell is not ready after {START_TIMEOUT_S} s: {info}")
+
+
+@contextmanager
+def local_cell(
+    target: TargetConfig, drafters: Sequence[DrafterConfig] = (), scheduler: SchedulerConfig | None = None
+) -> Iterator[LocalCell]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="local cell")
+    thread.start()
+
+    def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(START_TIMEOUT_S)
+
+    followers: list[subprocess.Popen[bytes]] = []
+    cell = LocalCell(run)
+    try:
+        if target.tensor_parallel > 1:
+            target = replace(target, group_address=f"127.0.0.1:{free_port()}")
+            arguments = [target.model, str(target.tensor_parallel), str(target.group_address), target.dtype]
+            followers.append(subprocess.Popen([sys.executable, "-c", _FOLLOW, *arguments]))
+        run(cell.start(scheduler or SchedulerConfig(listen="127.0.0.1:0"), target, drafters))
+        cell.wait_ready()
+        yield cell
+    finally:
+        try:
+            run(cell.stop())
+        finally:
+            for follower in followers:
+                follower.kill()
+                follower.wait()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,128 @@
+"""Bad input over the real path: the right status, a message that helps, and nobody else notices."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+
+from outrider import Client, SamplingParams, Speculation
+from outrider.rpc import MAX_MESSAGE_BYTES
+from outrider.v1 import inference_pb2 as pb
+from outrider.v1 import inference_pb2_grpc
+from tests.serving.local_cell import LocalCell
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+
+GENERATE = "/outrider.v1.Inference/Generate"
+Code = grpc.StatusCode
+GREEDY = {"temperature": 0.0, "max_tokens": 1}
+
+
+@pytest.fixture(scope="module")
+def busy_cell(cell: LocalCell) -> Iterator[LocalCell]:
+    """Another user's request runs all the while, and must end with the tokens it would have had alone."""
+    sampling = SamplingParams(temperature=0.8, seed=11, max_tokens=160, ignore_eos=True)
+    with Client(cell.endpoint) as client:
+        alone = client.generate("Once upon a time", sampling=sampling, speculation=Speculation(mode="off")).result()
+        beside: list[object] = []
+        other = threading.Thread(
+            target=lambda: beside.append(client.generate("Once upon a time", sampling=sampling).result().token_ids)
+        )
+        other.start()
+        yield cell
+        other.join(120)
+    assert beside == [alone.token_ids]
+
+
+def refusal(cell: LocalCell, request: pb.GenerateRequest | bytes, timeout_s: float = 60.0) -> tuple[Code, str]:
+    """How a request ends, sent without the client's own checks."""
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(cell.endpoint, options=options) as channel:
+        call: Callable[..., Iterator[bytes]] = channel.unary_stream(GENERATE)
+        data = request if isinstance(request, bytes) else request.SerializeToString()
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call(data, timeout=timeout_s))
+    return caught.value.code(), caught.value.details()
+
+
+BAD = {
+    "empty prompt": (pb.GenerateRequest(text=""), Code.INVALID_ARGUMENT, ["text", "''", "at least one token"]),
+    "prompt longer than the context": (
+        pb.GenerateRequest(token_ids={"ids": [5] * 9000}),
+        Code.INVALID_ARGUMENT,
+        ["token_ids", "9000 tokens", "8191"],
+    ),
+    "negative temperature": (
+        pb.GenerateRequest(text="a", sampling={"temperature": -1.0}),
+        Code.INVALID_ARGUMENT,
+        ["sampling.temperature", "-1.0", ">= 0"],
+    ),
+    "top_p of 0": (
+        pb.GenerateRequest(text="a", sampling={"top_p": 0.0}),
+        Code.INVALID_ARGUMENT,
+        ["sampling.top_p", "0.0", "above 0 and at most 1"],
+    ),
+    "unknown model": (pb.GenerateRequest(text="a", model="gpt-17"), Code.NOT_FOUND, ["model", "'gpt-17'"]),
+    "max_tokens beyond the context": (
+        pb.GenerateRequest(text="a", sampling={"max_tokens": 8192}),
+        Code.INVALID_ARGUMENT,
+        ["sampling.max_tokens", "8192", "at most 8191"],
+    ),
+    "token id out of range": (
+        pb.GenerateRequest(token_ids={"ids": [1, 49152]}),
+        Code.INVALID_ARGUMENT,
+        ["token_ids.ids[1]", "49152", "49152 tokens"],
+    ),
+    "malformed UTF-8": (
+        pb.GenerateRequest(text="caf?").SerializeToString().replace(b"?", b"\xc3"),
+        Code.INVALID_ARGUMENT,
+        ["text", "0xc3", "offset 3", "UTF-8"],
+    ),
+    "no protobuf at all": (b"\xff\xff\xff", Code.INVALID_ARGUMENT, ["protobuf"]),
+    "unknown drafter": (
+        pb.GenerateRequest(text="a", speculation={"drafters": ["oracle"]}),
+        Code.INVALID_ARGUMENT,
+        ["speculation.drafters[0]", "'oracle'", "cut, itself, ngram"],
+    ),
+    "a field that is not served yet": (
+        pb.GenerateRequest(text="a", sampling={"repetition_penalty": 1.2}),
+        Code.UNIMPLEMENTED,
+        ["sampling.repetition_penalty", "1.2"],
+    ),
+    "a message over the size limit": (
+        pb.GenerateRequest(text="a" * (MAX_MESSAGE_BYTES + 1)),
+        Code.RESOURCE_EXHAUSTED,
+        [str(MAX_MESSAGE_BYTES), "larger than max"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_by_name_while_others_go_on(name: str, busy_cell: LocalCell) -> None:
+    request, code, words = BAD[name]
+    got_code, message = refusal(busy_cell, request)
+    assert got_code == code
+    for word in words:
+        assert word in message
+
+
+def test_a_deadline_in_the_past_is_refused(busy_cell: LocalCell) -> None:
+    request = pb.GenerateRequest(text="a", sampling=pb.SamplingParams(**GREEDY))
+    assert refusal(busy_cell, request, timeout_s=-1.0)[0] == Code.DEADLINE_EXCEEDED
+
+
+def test_a_deadline_that_passes_ends_the_request_and_frees_its_place(busy_cell: LocalCell) -> None:
+    request = pb.GenerateRequest(text="a", sampling={"max_tokens": 4000, "ignore_eos": True})
+    assert refusal(busy_cell, request, timeout_s=1.0)[0] == Code.DEADLINE_EXCEEDED
+    with grpc.insecure_channel(busy_cell.endpoint) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        pause = threading.Event()
+        for _ in range(200):
+            load = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=10).load
+            if load.num_running_requests <= 1:
+                return
+            pause.wait(0.05)
+    pytest.fail(f"the request still runs: {load}")
