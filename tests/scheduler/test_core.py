@@ -246,3 +246,55 @@ def test_a_lost_drafters_requests_move_to_another_worker(core: Core) -> None:
     moved = next(c for c in commands if isinstance(c, SendOrder))
     assert moved.worker == ({"d", "e"} - {first.worker}).pop()
     assert (moved.tokens_start, moved.opening is not None) == (0, True)
+
+
+def drafted(core: Core, now_s: float, order: SendOrder, tokens: list[int], parents: list[int]) -> list[object]:
+    scores = [0.0] * len(tokens)
+    grown = Grown("d", "guess", 1, order.epoch, order.committed_len, 1, tokens, parents, scores, True, False)
+    return list(core.handle(grown, now_s))
+
+
+@pytest.mark.parametrize("stale", [{"epoch": 999}, {"committed_len": 7}])
+def test_a_stale_outcome_commits_nothing_and_the_row_goes_again(core: Core, stale: dict[str, int]) -> None:
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
+    commands = core.handle(answer(sent, [2], **stale), 0.1)
+    assert not any(isinstance(c, Emit) for c in commands)
+    assert pass_of(commands).rows[0].committed_len == 1
+
+
+def test_the_answer_to_another_pass_is_dropped(core: Core) -> None:
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
+    other = SendPass(sent.pass_id + 1, sent.rows)
+    assert core.handle(answer(other, [2]), 0.1) == []
+    assert any(isinstance(c, Emit) for c in core.handle(answer(sent, [2]), 0.2))
+
+
+def test_what_was_drafted_while_a_pass_ran_is_the_next_draft(core: Core) -> None:
+    core.handle(DrafterUp("d", ["guess"]), 0.0)
+    commands = submitted(core, prompt=[1], max_tokens=10)
+    sent = pass_of(commands)
+    order = next(c for c in commands if isinstance(c, SendOrder))
+    drafted(core, 0.1, order, [2, 3, 4], [0, 1, 2])
+    core.handle(answer(sent, [2]), 0.2)
+    row = pass_of(core.handle(Tick(), 1.3)).rows[0]
+    assert (row.node_tokens, row.node_parents) == ([3, 4], [-1, 0])
+
+
+def test_nodes_for_a_root_of_the_past_are_dropped(core: Core) -> None:
+    core.handle(DrafterUp("d", ["guess"]), 0.0)
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
+    order = next(c for c in core.handle(answer(sent, [2]), 1.0) if isinstance(c, SendOrder))
+    sent = pass_of(core.handle(Tick(), 2.0))  # the drafter is late
+    sent = pass_of(core.handle(answer(sent, [3]), 2.1))
+    newer = next(c for c in drafted(core, 2.2, order, [4, 5], [0, 1]) if isinstance(c, SendOrder))
+    sent = pass_of(core.handle(answer(sent, [4]), 2.3))
+    assert newer.committed_len == 3
+    assert sent.rows[0].node_tokens == []
+
+
+def test_no_node_is_verified_that_could_never_be_committed(core: Core) -> None:
+    core.handle(DrafterUp("d", ["guess"]), 0.0)
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=3, max_nodes=4))
+    order = next(c for c in core.handle(answer(sent, [2]), 1.0) if isinstance(c, SendOrder))
+    row = pass_of(drafted(core, 1.1, order, [3, 4, 5], [0, 1, 2])).rows[0]
+    assert row.node_tokens == [3], "two tokens are left, and the second one is the target's own"

@@ -203,6 +203,7 @@ class World:
     def _run_pass(self, pass_id: int, rows: list[PlannedRow]) -> None:
         assert self.target is not None, "a pass was sent to a target that is gone"
         assert len({row.request for row in rows}) == len(rows), "one row a request"
+        assert all(0 <= token < VOCAB for row in rows for token in row.node_tokens), "a node outside the vocabulary"
         total = sum(max(len(row.tokens), 1) + len(row.node_tokens) for row in rows)
         assert total <= FACTS.max_pass_tokens, "the pass is over the target's limit"
         self.num_passes += 1
