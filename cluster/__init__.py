@@ -1,0 +1,1 @@
+"""Configuration, Ray placement, launch and supervision. The only package that imports ray."""

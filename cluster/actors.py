@@ -1,0 +1,158 @@
+"""The Ray actors: one process each, hosting one server of the other packages. They hold no logic of their own.
+
+Each has `start`, which returns the address that it serves on, and `wait`, which ends only when the server does:
+it returns after a stop and raises when the server failed. Ray ends the process when `wait` is answered, since
+the cell's parts let go of it then. What they host is imported in the actor's own process, so that the process
+that launches a cell never loads torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cluster.config import CellConfig, DrafterSection, SchedulerSection
+from cluster.threads import thread_environment
+
+if TYPE_CHECKING:
+    from workers.target.server import TargetConfig
+
+
+class _Actor:
+    def __init__(self, threads: int) -> None:
+        # torch reads these when it is imported, which none of the actors does before this.
+        os.environ.update(thread_environment(threads))
+        faulthandler.enable()
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+
+    async def process_id(self) -> int:
+        return os.getpid()
+
+
+class SchedulerActor(_Actor):
+    def __init__(self, section: SchedulerSection, listen: str) -> None:
+        super().__init__(threads=1)
+        from scheduler.server import SchedulerConfig, SchedulerServer
+
+        self._server = SchedulerServer(
+            SchedulerConfig(
+                listen=listen,
+                max_running_requests=section.max_running_requests,
+                max_queued_requests=section.max_queued_requests,
+                max_nodes=section.max_nodes,
+                draft_wait_s=section.draft_wait_s,
+            )
+        )
+
+    async def start(self) -> str:
+        return await self._server.start()
+
+    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
+        await self._server.set_workers(targets, drafters)
+
+    async def wait(self) -> None:
+        await self._server.wait_failed()
+
+    async def stop(self, grace_s: float) -> None:
+        await self._server.stop(grace_s)
+
+
+class TargetActor(_Actor):
+    """Rank 0 of a target group: serves gRPC, and leads the other ranks."""
+
+    def __init__(self, config: CellConfig, threads: int) -> None:
+        super().__init__(threads)
+        self._config, self._threads = config, threads
+
+    async def pick_group_address(self) -> str:
+        """Where the ranks of this life of the group will meet: a free port of this machine."""
+        host = _own_host()
+        with socket.create_server((host, 0)) as probe:
+            return f"{host}:{probe.getsockname()[1]}"
+
+    async def start(self, group_address: str | None) -> str:
+        from workers.target.server import TargetServer
+
+        self._server = TargetServer(target_config(self._config, self._threads, group_address))
+        return await self._server.start()
+
+    async def wait(self) -> None:
+        await self._server.wait_failed()
+
+    async def stop(self, grace_s: float) -> None:
+        await self._server.stop(grace_s)
+
+
+class FollowerActor(_Actor):
+    """Any other rank of a target group."""
+
+    def __init__(self, config: CellConfig, threads: int, rank: int) -> None:
+        super().__init__(threads)
+        self._config, self._threads, self._rank = config, threads, rank
+
+    async def follow(self, group_address: str) -> None:
+        """Returns when rank 0 stops the group."""
+        from workers.target.server import serve_follower
+
+        config = target_config(self._config, self._threads, group_address)
+        await asyncio.to_thread(serve_follower, config, self._rank)
+
+
+class DrafterActor(_Actor):
+    def __init__(self, config: CellConfig, section: DrafterSection, threads: int) -> None:
+        super().__init__(threads)
+        from workers.draft.server import DrafterConfig, DrafterServer
+
+        self._server = DrafterServer(
+            DrafterConfig(
+                name=section.name,
+                drafters=(section.spec,),
+                dtype=section.dtype,
+                device=section.device,
+                listen=f"{_own_host()}:0",
+                threads=threads,
+                kv_cache_bytes=section.kv_cache_bytes,
+                cache_dir=config.cache_dir,
+            )
+        )
+
+    async def start(self) -> str:
+        return await self._server.start()
+
+    async def wait(self) -> None:
+        await self._server.wait_failed()
+
+    async def stop(self, grace_s: float) -> None:
+        await self._server.stop(grace_s)
+
+
+def target_config(config: CellConfig, threads: int, group_address: str | None) -> TargetConfig:
+    """What every rank of the group is told."""
+    from workers.target.server import TargetConfig
+
+    section = config.target
+    assert section.model is not None
+    return TargetConfig(
+        model=section.model,
+        tensor_parallel=section.tensor_parallel,
+        dtype=section.dtype,
+        device=section.device,
+        listen=f"{_own_host()}:0",
+        kv_cache_bytes=section.kv_cache_bytes,
+        threads=threads,
+        cache_dir=config.cache_dir,
+        group_address=group_address,
+    )
+
+
+def _own_host() -> str:
+    """The address under which the cell's other machines reach this one; 127.0.0.1 where Ray is local."""
+    import ray
+
+    host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return host

@@ -1,0 +1,153 @@
+"""The `outriderd` command: fetch a model, run a cell, show what it can do.
+
+Exit codes: 0 after a clean end, 1 when something failed (one paragraph on stderr says what), 2 for a wrong flag.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from cluster.config import load_config, parse_drafters
+from cluster.default_model import fetch_default_model, with_model
+from cluster.launch import Cell, Report
+from cluster.signals import run_until_signal
+from outrider.errors import OutriderError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Run Outrider: speculative decoding across machines."
+)
+_stderr = Console(stderr=True, highlight=False)
+
+CACHE_VARIABLE = "OUTRIDER_CACHE"
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags win over it.")]
+Target = Annotated[str | None, typer.Option(help="Folder, GGUF file or hub name. Default: SmolLM2-135M-Instruct.")]
+TensorParallel = Annotated[int | None, typer.Option(help="Ranks that share the target.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda, of the target.")]
+Drafter = Annotated[
+    list[str] | None,
+    typer.Option(help="ngram, model:PATH_OR_HUB_NAME, or NAME= before these; may be repeated; none for no drafter."),
+]
+Listen = Annotated[str | None, typer.Option(help="HOST:PORT for clients; port 0 picks a free one.")]
+
+
+@app.command()
+def up(
+    config: ConfigFile = None,
+    target: Target = None,
+    tensor_parallel: TensorParallel = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    drafter: Drafter = None,
+    listen: Listen = None,
+) -> None:
+    """Start a cell on this machine and serve until Ctrl-C or SIGTERM, which drain it; a second one ends it at once."""
+    with _failures_end_the_command():
+        flags = _flags(target, tensor_parallel, dtype, device, drafter, listen)
+        with _progress() as report:
+            settings = with_model(load_config(config, flags), report)
+        cell = Cell(settings)
+        asyncio.run(run_until_signal(cell, lambda: _announce_and_wait(cell), _print_line))
+
+
+@app.command()
+def fetch(cache: Annotated[Path | None, typer.Option(help="Folder to keep the model in.")] = None) -> None:
+    """Download the default model and convert it, so that the first `up` need not."""
+    with _failures_end_the_command():
+        settings = load_config(None, _cache_flag(cache))
+        with _progress() as report:
+            gguf = fetch_default_model(settings.cache_dir, report)
+            report("Converting it")
+            from workers.engine.checkpoint import prepare_checkpoint
+
+            checkpoint = prepare_checkpoint(str(gguf), cache_dir=settings.cache_dir)
+        typer.echo(checkpoint.folder)
+
+
+@app.command()
+def demo(
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per answer.")] = 64,
+    cache: Annotated[Path | None, typer.Option(help="Folder to keep the model in.")] = None,
+) -> None:
+    """Answer three prompts with and without drafts, on a cell of two target ranks, and compare. About three minutes."""
+    from cluster.demo import demo_settings, run_demo
+
+    with _failures_end_the_command():
+        with _progress() as report:
+            settings = with_model(load_config(None, demo_settings() | _cache_flag(cache)), report)
+        is_identical = asyncio.run(run_demo(settings, max_tokens, _print_line))
+        raise typer.Exit(0 if is_identical else 1)
+
+
+async def _announce_and_wait(cell: Cell) -> None:
+    typer.echo(f"Outrider serves on {cell.endpoint}")
+    typer.echo(f'Try:  outrider generate "The capital of France is" --server {cell.endpoint}')
+    await cell.wait()
+
+
+@contextmanager
+def _failures_end_the_command() -> Iterator[None]:
+    """Our own errors become one paragraph on stderr and exit code 1; anything else is a defect and shows itself."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    # Until a cell handles it with care, SIGTERM is to clean up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except OutriderError as error:
+        _stderr.print(f"[red]Error:[/red] {escape(error.message)}", soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _print_line(line: str) -> None:
+    _stderr.print(escape(line), style="dim", soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """A spinner with the newest line; each new kind of line is also printed, so that logs show it too."""
+    kind = ""
+    with _stderr.status("") as spinner:
+
+        def report(line: str) -> None:
+            nonlocal kind
+            spinner.update(escape(line))
+            if line.partition(":")[0] != kind:
+                _stderr.print(escape(line), soft_wrap=True)
+            kind = line.partition(":")[0]
+
+        yield report
+
+
+def _flags(
+    target: str | None,
+    tensor_parallel: int | None,
+    dtype: str | None,
+    device: str | None,
+    drafter: list[str] | None,
+    listen: str | None,
+) -> dict[str, Any]:
+    """The flags that were given, in the shape of the file."""
+    given = {"model": target, "tensor_parallel": tensor_parallel, "dtype": dtype, "device": device}
+    flags: dict[str, Any] = {"target": {key: value for key, value in given.items() if value is not None}}
+    if drafter:
+        flags["drafters"] = parse_drafters(drafter)
+    if listen is not None:
+        flags["scheduler"] = {"listen": listen}
+    return flags | _cache_flag(None)
+
+
+def _cache_flag(folder: Path | None) -> dict[str, Any]:
+    chosen = folder or os.environ.get(CACHE_VARIABLE)
+    return {"cache_dir": str(chosen)} if chosen else {}

@@ -1,0 +1,195 @@
+"""What a cell is made of: read once, from a TOML file and flags, and never changed.
+
+    [ray]        address, cores, start_timeout_s, drain_s
+    [scheduler]  listen, max_running_requests, …
+    [target]     model, tensor_parallel, dtype, …
+    [[drafters]] kind, model, name, …
+    [restarts]   max_restarts, window_s, …
+
+A flag wins over the file, the file over the defaults below.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cluster.complaint import explain
+from cluster.errors import ConfigError
+from outrider.rpc import DEFAULT_PORT
+
+DEFAULT_CACHE_DIR = Path("~/.cache/outrider")
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DrafterKind = Literal["ngram", "model"]
+
+
+def _host_and_port(address: str) -> str:
+    host, separator, port = address.rpartition(":")
+    if not (host and separator and port.isdecimal() and int(port) < 65536):
+        raise ValueError('it must be "host:port", for example "127.0.0.1:50051"')
+    return address
+
+
+Address = Annotated[str, AfterValidator(_host_and_port)]
+
+
+class Section(BaseModel):
+    """Frozen, strict about types, and closed: an unknown key is an error, since it is a misspelt one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RaySection(Section):
+    address: Address | None = Field(default=None, description="of a running Ray; unset: one is started here")
+    start_timeout_s: Seconds = Field(default=600.0, description="for all workers to be healthy")
+    drain_s: Seconds = Field(default=30.0, description="for running requests, once a stop was asked for")
+
+
+class SchedulerSection(Section):
+    listen: Address = Field(
+        default=f"127.0.0.1:{DEFAULT_PORT}", description="where clients come to; port 0 picks a free one"
+    )
+    max_running_requests: Count = 32
+    max_queued_requests: int = Field(default=256, ge=0)
+    max_nodes: int = Field(default=8, ge=0, description="draft nodes of one request in one pass")
+    draft_wait_s: float = Field(default=1.0, ge=0)
+
+
+class TargetSection(Section):
+    model: str | None = Field(default=None, min_length=1, description="folder, GGUF file, hub name; unset: a small one")
+    tensor_parallel: Count = Field(default=1, description="number of ranks that share the model")
+    dtype: Dtype = "auto"
+    device: Device = "cpu"
+    kv_cache_bytes: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="of each rank; unset: by device"
+    )
+    threads: Count | None = Field(default=None, description="of each rank; unset: a fair share of the cores")
+
+
+class DrafterSection(Section):
+    kind: DrafterKind
+    model: str | None = Field(default=None, min_length=1, description="of kind model: folder, GGUF file or hub name")
+    name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", description="unset: the kind, numbered")
+    dtype: Dtype = "auto"
+    device: Device = "cpu"
+    kv_cache_bytes: Annotated[int, Field(gt=0)] | None = None
+    threads: Count | None = None
+
+    @model_validator(mode="after")
+    def _has_a_model_if_it_needs_one(self) -> Self:
+        if self.kind == "model" and self.model is None:
+            raise ValueError('a drafter of kind "model" needs a model: set `model`, or write --drafter model:PATH')
+        if self.kind == "ngram" and self.model is not None:
+            raise ValueError('a drafter of kind "ngram" has no model: leave `model` out')
+        return self
+
+    @property
+    def spec(self) -> str:
+        """The drafter as a drafter worker reads it: "NAME=ngram" or "NAME=model:SOURCE"."""
+        return f"{self.name}={self.kind}" + (f":{self.model}" if self.model is not None else "")
+
+
+class RestartSection(Section):
+    max_restarts: int = Field(default=5, ge=0, description="of one worker within the window; then it is given up")
+    window_s: Seconds = 300.0
+    first_backoff_s: float = Field(default=0.2, ge=0, description="doubles with every restart in the window")
+    max_backoff_s: Seconds = 30.0
+
+
+class CellConfig(Section):
+    """Everything that `outriderd up` can be told."""
+
+    ray: RaySection = RaySection()
+    scheduler: SchedulerSection = SchedulerSection()
+    target: TargetSection = TargetSection()
+    drafters: tuple[DrafterSection, ...] = Field(
+        default=(DrafterSection(kind="ngram"),), strict=False, validate_default=True
+    )
+    restarts: RestartSection = RestartSection()
+    cache_dir: Path = Field(default=DEFAULT_CACHE_DIR, strict=False, validate_default=True)
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _is_absolute(cls, cache_dir: Path) -> Path:
+        return cache_dir.expanduser().absolute()
+
+    @field_validator("drafters")
+    @classmethod
+    def _have_names_of_their_own(cls, drafters: tuple[DrafterSection, ...]) -> tuple[DrafterSection, ...]:
+        taken = [drafter.name for drafter in drafters if drafter.name]
+        for name in taken:
+            if taken.count(name) > 1:
+                raise ValueError(f"two drafters are named {name!r}: give each its own name")
+        named = []
+        for drafter in drafters:
+            name = drafter.name or _free_name(drafter.kind, taken)
+            taken.append(name)
+            named.append(drafter.model_copy(update={"name": name}))
+        return tuple(named)
+
+
+def load_config(file: Path | None, flags: Mapping[str, Any]) -> CellConfig:
+    """The cell that a TOML file describes, with `flags` on top: {"target": {"dtype": …}, "drafters": […]}.
+
+    Raises ConfigError, which names the key, the value and the way out.
+    """
+    settings = _read_toml(file) if file else {}
+    for section, values in flags.items():
+        if isinstance(values, Mapping) and isinstance(settings.get(section, {}), Mapping):
+            settings[section] = {**settings.get(section, {}), **values}
+        else:
+            settings[section] = values
+    try:
+        return CellConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(explain(CellConfig, error.errors()[0])) from None
+
+
+def parse_drafter(flag: str) -> dict[str, str]:
+    """One `--drafter` flag as a [[drafters]] entry: "ngram", "model:PATH", "NAME=ngram", "NAME=model:PATH".
+
+    Raises ConfigError for anything else.
+    """
+    head, colon, model = flag.partition(":")
+    name, equals, kind = head.rpartition("=")
+    if (
+        kind not in ("ngram", "model")
+        or (equals and not name)
+        or (kind == "model") != bool(model)
+        or (colon and not model)
+    ):
+        raise ConfigError(
+            f"--drafter is {flag!r}: it must be ngram, model:PATH_OR_HUB_NAME, or one of these after NAME=; "
+            "none stands for no drafter at all"
+        )
+    return {"kind": kind} | ({"model": model} if model else {}) | ({"name": name} if name else {})
+
+
+def parse_drafters(flags: Sequence[str]) -> list[dict[str, str]]:
+    """All `--drafter` flags; a single "none" means that the target decodes alone."""
+    return [] if list(flags) == ["none"] else [parse_drafter(flag) for flag in flags]
+
+
+def _free_name(kind: str, taken: Sequence[str]) -> str:
+    name, number = kind, 1
+    while name in taken:
+        number += 1
+        name = f"{kind}-{number}"
+    return name
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config is {str(file)!r}: {error.strerror}; give a TOML file that can be read") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config is {str(file)!r}: it is not TOML: {error}") from error

@@ -1,0 +1,173 @@
+"""A cell: one scheduler, its target and its drafters, started, watched and stopped as a whole.
+
+start: Ray → target, drafters and scheduler at once → the scheduler is told of the workers → healthy
+watch: what is lost is restarted (supervise.py), and the scheduler is told of the new addresses
+stop:  the scheduler drains → workers → Ray; afterwards no process of the cell is left
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+
+from cluster.config import CellConfig
+from cluster.errors import ClusterError, WorkerFailed
+from cluster.health import wait_until_serving
+from cluster.parts import DrafterPart, SchedulerPart, Surroundings, TargetGroup
+from cluster.placement import alive_machines, check_feasible, cores_of, local_resources
+from cluster.ray_runtime import RayRuntime, RayThread, start_ray, stop_ray
+from cluster.supervise import Part, keep_alive
+from cluster.threads import available_cores, plan_threads
+
+log = logging.getLogger(__name__)
+
+_TELL_TIMEOUT_S = 30.0  # for the scheduler to take note of its workers
+_WORKER_GRACE_S = 1.0  # once the scheduler has drained, nothing runs on a worker any more
+
+Report = Callable[[str], None]  # takes one line of progress
+
+
+class Cell:
+    """Runs a cell from this process, which must outlive it: Ray and all workers end with their launcher.
+
+    One at a time, since a process has one connection to Ray.
+    """
+
+    def __init__(self, config: CellConfig) -> None:
+        assert config.target.model is not None, "the entry point puts the default model in place"
+        self.config = config
+        self._ray_thread = RayThread()
+        self._ray: asyncio.Task[RayRuntime] | None = None
+        self.scheduler: SchedulerPart | None = None
+        self.target: TargetGroup | None = None
+        self.drafters: list[DrafterPart] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self._telling = asyncio.Lock()
+        self._stopping: asyncio.Task[None] | None = None
+        self._must_hurry = asyncio.Event()
+
+    @property
+    def endpoint(self) -> str:
+        """The "host:port" for clients; it stays the same when the scheduler is restarted."""
+        if self.scheduler is None or self.scheduler.address is None:
+            raise ClusterError("the cell has no endpoint now: its scheduler does not run")
+        return self.scheduler.address
+
+    async def start(self, report: Report = log.info) -> None:
+        """Returns when clients can be served. Raises ClusterError when that is not to be; nothing is left then."""
+        try:
+            await self._start(report)
+        except BaseException:
+            await self.stop(at_once=True)
+            raise
+
+    async def wait(self) -> None:
+        """Returns once the cell was stopped. Raises WorkerFailed when it lost a part that it can't do without."""
+        ended, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_EXCEPTION)
+        for keeper in ended:
+            if not keeper.cancelled():
+                keeper.result()
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Let running requests finish, for the configured time, and end every process of the cell.
+
+        May be called again, also meanwhile: all calls return together, and one with `at_once` ends the waiting.
+        """
+        if at_once:
+            self._must_hurry.set()
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _start(self, report: Report) -> None:
+        address = self.config.ray.address
+        report("Starting Ray" if address is None else f"Connecting to Ray at {address}")
+        self._ray = asyncio.create_task(self._ray_thread.run(lambda: start_ray(local_resources(self.config), address)))
+        ray = await asyncio.shield(self._ray)  # a start that is given up still has to be stopped
+        machines = alive_machines()
+        check_feasible(self.config, machines)
+        cores = available_cores() if ray.is_local else cores_of(self.config, machines)
+        threads = plan_threads(self.config, cores)
+        surroundings = Surroundings(self.config, threads, ray.log_dir)
+        self.scheduler, self.target = SchedulerPart(surroundings), TargetGroup(surroundings)
+        self.drafters = [
+            DrafterPart(surroundings, section, share)
+            for section, share in zip(self.config.drafters, threads.drafters, strict=True)
+        ]
+        await _together([self._bring_up(part, report) for part in self._parts])
+        await self._tell_scheduler()
+        await wait_until_serving("the scheduler", self.endpoint, self.config.ray.start_timeout_s)
+        self._keepers = [asyncio.create_task(self._keep(part)) for part in self._parts]
+        report("The cell is healthy")
+
+    @property
+    def _parts(self) -> list[Part]:
+        return [part for part in (self.target, self.scheduler, *self.drafters) if part is not None]
+
+    async def _bring_up(self, part: Part, report: Report) -> None:
+        report(f"Starting {part.name}")
+        await part.start()
+        report(f"Ready: {part.name} on {part.address}")
+
+    async def _keep(self, part: Part) -> None:
+        try:
+            await keep_alive(part, self.config.restarts, self._tell_scheduler)
+        except WorkerFailed as error:
+            if not isinstance(part, DrafterPart):
+                raise
+            log.error("%s\nThe cell goes on without it: the same tokens, less speed.", error)
+            await self._tell_scheduler()
+
+    async def _tell_scheduler(self) -> None:
+        """Give the scheduler the addresses of all workers that are up. One that is down is told when it is back."""
+        assert self.scheduler is not None
+        assert self.target is not None
+        async with self._telling:
+            if self.scheduler.address is None or self.target.address is None:
+                return
+            drafters = [drafter.address for drafter in self.drafters if drafter.address is not None]
+            try:
+                await self.scheduler.set_workers([self.target.address], drafters, _TELL_TIMEOUT_S)
+            except WorkerFailed as error:
+                if not self._keepers:
+                    raise
+                log.warning("the scheduler could not be told of its workers: %s", error)
+
+    async def _stop(self) -> None:
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        if self.scheduler is not None:
+            await self._orderly([self.scheduler], self.config.ray.drain_s)
+        await self._orderly([part for part in self._parts if part is not self.scheduler], _WORKER_GRACE_S)
+        for part in self._parts:
+            part.kill()
+        if self._ray is not None:
+            [ray] = await asyncio.gather(self._ray, return_exceptions=True)
+            if isinstance(ray, RayRuntime):
+                await self._ray_thread.run(lambda: stop_ray(ray))
+        self._ray_thread.close()
+
+    async def _orderly(self, parts: Sequence[Part], grace_s: float) -> None:
+        """Stop parts the friendly way, unless there is a hurry; what does not listen is killed afterwards anyway."""
+        stops = [asyncio.create_task(part.stop(grace_s)) for part in parts]
+        hurry = asyncio.create_task(self._must_hurry.wait())
+        while not hurry.done() and (running := [stop for stop in stops if not stop.done()]):
+            await asyncio.wait([hurry, *running], return_when=asyncio.FIRST_COMPLETED)
+        for task in (hurry, *stops):
+            task.cancel()
+        for part, outcome in zip(parts, await asyncio.gather(*stops, return_exceptions=True), strict=True):
+            if isinstance(outcome, Exception):
+                log.warning("%s did not stop in an orderly way: %s", part.name, outcome)
+
+
+async def _together(steps: Sequence[Coroutine[None, None, None]]) -> None:
+    """Run all steps at once; the first error cancels the others, waits for them, and is raised."""
+    tasks = [asyncio.create_task(step) for step in steps]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,114 @@
+"""Where Ray may put the workers: pools are named resources, `target` and `draft`, that machines offer.
+
+A target group is a STRICT_PACK placement group, one bundle a rank: its ranks exchange every layer's
+activations, so they share a machine. Drafters go wherever there is room for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.config import CellConfig, Device
+from cluster.errors import PlacementError
+
+TARGET = "target"
+DRAFT = "draft"
+
+Bundle = dict[str, float]  # resource → amount, of one worker
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One node of Ray: what it offers in all, in use or not."""
+
+    name: str
+    resources: Mapping[str, float]
+
+    def room_for(self, bundle: Bundle) -> int:
+        """How many workers of this kind would fit if it were empty."""
+        return int(min(self.resources.get(resource, 0.0) // amount for resource, amount in bundle.items()))
+
+
+def bundle_of(pool: str, device: Device) -> Bundle:
+    """What one worker of a pool occupies."""
+    return {pool: 1.0} | ({"GPU": 1.0} if device == "cuda" else {})
+
+
+def local_resources(config: CellConfig) -> dict[str, float]:
+    """What this machine must offer for the cell to fit exactly."""
+    return {TARGET: float(config.target.tensor_parallel), DRAFT: float(len(config.drafters))}
+
+
+def alive_machines() -> list[Machine]:
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [Machine(node["NodeName"], node["Resources"]) for node in nodes if node["Alive"]]
+
+
+def check_feasible(config: CellConfig, machines: Sequence[Machine]) -> None:
+    """Raises PlacementError when some worker could never be placed; Ray itself would wait for ever, in silence."""
+    rank = bundle_of(TARGET, config.target.device)
+    num_ranks = config.target.tensor_parallel
+    if not any(machine.room_for(rank) >= num_ranks for machine in machines):
+        raise PlacementError(
+            f"the target needs {_times(num_ranks, rank)} on one machine, and there is {_offers(machines, rank)}: "
+            f"lower target.tensor_parallel, or start a machine with ray start {_flags(num_ranks, rank)}"
+        )
+    for device in sorted({drafter.device for drafter in config.drafters}):
+        worker = bundle_of(DRAFT, device)
+        wanted = sum(drafter.device == device for drafter in config.drafters)
+        if sum(machine.room_for(worker) for machine in machines) < wanted:
+            raise PlacementError(
+                f"the drafters need {_times(wanted, worker)} in all, and there is {_offers(machines, worker)}: "
+                f"configure fewer drafters, or start a machine with ray start {_flags(1, worker)}"
+            )
+
+
+def cores_of(config: CellConfig, machines: Sequence[Machine]) -> int:
+    """The cores of the smallest machine that could hold the target, as Ray counts them."""
+    rank = bundle_of(TARGET, config.target.device)
+    fitting = [machine for machine in machines if machine.room_for(rank) >= config.target.tensor_parallel]
+    return int(min((machine.resources.get("CPU", 1.0) for machine in fitting), default=1.0))
+
+
+async def reserve_target(config: CellConfig, timeout_s: float) -> Any:
+    """A placement group with one bundle per target rank, on one machine.
+
+    Raises PlacementError when the machines are busy for longer than `timeout_s`.
+    """
+    from ray.util import placement_group, remove_placement_group
+
+    rank = bundle_of(TARGET, config.target.device)
+    group = placement_group([rank] * config.target.tensor_parallel, strategy="STRICT_PACK")
+    try:
+        await asyncio.wait_for(asyncio.wrap_future(group.ready().future()), timeout_s)
+    except TimeoutError:
+        remove_placement_group(group)
+        raise PlacementError(
+            f"no machine had {_times(config.target.tensor_parallel, rank)} free within {timeout_s:g} s: "
+            "another cell holds them; stop it or add a machine"
+        ) from None
+    return group
+
+
+def _times(count: int, bundle: Bundle) -> str:
+    return " and ".join(f"{count * amount:g} × {resource}" for resource, amount in bundle.items())
+
+
+def _offers(machines: Sequence[Machine], bundle: Bundle) -> str:
+    if not machines:
+        return "no machine"
+    return ", ".join(
+        f"{machine.name} with " + " and ".join(f"{machine.resources.get(name, 0.0):g} × {name}" for name in bundle)
+        for machine in machines
+    )
+
+
+def _flags(count: int, bundle: Bundle) -> str:
+    named = ", ".join(f'"{name}": {count * amount:g}' for name, amount in bundle.items() if name != "GPU")
+    gpus = f" --num-gpus={count * bundle['GPU']:g}" if "GPU" in bundle else ""
+    return f"--resources='{{{named}}}'{gpus}"

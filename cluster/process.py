@@ -1,0 +1,96 @@
+"""One actor process as the launching process sees it: spawn, call, watch, kill; Ray's errors become ours here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import WorkerFailed
+
+log = logging.getLogger(__name__)
+
+_NUM_LOG_LINES = 12
+
+
+class WorkerProcess:
+    """A running actor. It is never restarted by Ray: what must happen when it dies is for the cell to decide."""
+
+    def __init__(
+        self,
+        name: str,
+        actor: type,
+        *args: object,
+        resources: Mapping[str, float] | None = None,  # beyond those of `strategy`
+        strategy: object = "DEFAULT",
+        log_dir: Path | None = None,
+    ) -> None:
+        import ray
+
+        named = dict(resources or {})
+        self.name = name
+        self.process_id: int | None = None  # known once `identify` has run
+        self._log_dir = log_dir
+        self._handle: Any = (
+            ray.remote(actor)
+            .options(
+                num_cpus=0,
+                num_gpus=named.pop("GPU", 0.0),
+                resources=named,
+                scheduling_strategy=strategy,
+                max_restarts=0,
+            )
+            .remote(*args)
+        )
+
+    async def identify(self, timeout_s: float) -> int:
+        """Wait until the process runs, and return its id."""
+        self.process_id = await self.call("process_id", timeout_s=timeout_s)
+        log.info("%s is process %d", self.name, self.process_id)
+        return self.process_id
+
+    async def call(self, method: str, *args: object, timeout_s: float | None) -> Any:
+        """The actor's answer. Raises WorkerFailed, with the reason, when it dies, raises, or takes longer."""
+        import ray
+
+        answer = asyncio.wrap_future(getattr(self._handle, method).remote(*args).future())
+        try:
+            return await asyncio.wait_for(answer, timeout_s)
+        except TimeoutError:
+            reason = f"did not answer {method} within {timeout_s:g} s"
+        except ray.exceptions.RayTaskError as error:
+            reason = f"{type(error.cause).__name__}: {error.cause}"
+        except ray.exceptions.RayError as error:
+            reason = _plain_reason(error)
+        raise WorkerFailed(f"{self.name} failed: {reason}{self._last_words()}")
+
+    async def watch(self, method: str = "wait", *args: object) -> str:
+        """Returns why it ended, once it has ended."""
+        try:
+            await self.call(method, *args, timeout_s=None)
+        except WorkerFailed as error:
+            return error.message
+        return f"{self.name} ended"
+
+    def kill(self) -> None:
+        import ray
+
+        ray.kill(self._handle, no_restart=True)
+
+    def _last_words(self) -> str:
+        """The end of what the process wrote, for an error message."""
+        if self._log_dir is None or self.process_id is None:
+            return ""
+        lines: list[str] = []
+        for file in sorted(self._log_dir.glob(f"worker-*-{self.process_id}.err")):
+            lines += file.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = [line for line in lines if line.strip() and not line.startswith(":")][-_NUM_LOG_LINES:]
+        return "\nIts last lines:\n  " + "\n  ".join(lines) if lines else ""
+
+
+def _plain_reason(error: Exception) -> str:
+    """The one sentence that matters in Ray's account of a death."""
+    last_line = str(error).strip().splitlines()[-1].partition(" Some common causes")[0]
+    return f"its process ended: {last_line.rpartition('Worker exit detail: ')[2]}"

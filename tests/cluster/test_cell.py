@@ -1,0 +1,67 @@
+"""The life of a cell: what it does when a part can't be kept, when it is stopped, and when it can't start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import psutil
+import pytest
+
+from cluster.errors import WorkerFailed
+from cluster.launch import Cell
+from outrider import AsyncClient
+from outrider.types import SamplingParams
+from tests.cluster.conftest import TIMEOUT_S, MakeConfig, running
+
+pytestmark = pytest.mark.cluster
+
+
+async def test_a_drafter_that_keeps_falling_is_given_up_and_the_cell_goes_on_without_it(
+    cell_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(cell_config(restarts={"max_restarts": 0})) as cell:
+        os.kill(cell.drafters[0].process_ids[0], signal.SIGKILL)
+        async with AsyncClient(cell.endpoint) as client, asyncio.timeout(TIMEOUT_S):
+            while (await client.server_info()).drafters:
+                pass
+            answer = await client.generate([5, 6, 7], sampling=SamplingParams(max_tokens=9, ignore_eos=True)).result()
+        assert len(answer.token_ids) == 9
+    assert "goes on without it" in caplog.text
+
+
+async def test_a_target_that_is_given_up_ends_the_cell_with_the_reason(cell_config: MakeConfig) -> None:
+    async with running(cell_config(drafters=[], restarts={"max_restarts": 0})) as cell:
+        assert cell.target is not None
+        os.kill(cell.target.process_ids[0], signal.SIGKILL)
+        with pytest.raises(WorkerFailed, match=r"the target is given up.*rank 0 of the target failed"):
+            await asyncio.wait_for(cell.wait(), TIMEOUT_S)
+
+
+async def test_a_stopped_cell_leaves_no_process_and_may_be_stopped_again(cell_config: MakeConfig) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    async with running(cell_config()) as cell:
+        assert len(set(psutil.Process().children(recursive=True)) - before) >= 3
+        await asyncio.gather(cell.stop(), cell.stop())
+        assert set(psutil.Process().children(recursive=True)) <= before
+
+
+async def test_a_model_that_is_not_there_fails_the_start_with_its_name_and_leaves_nothing(
+    cell_config: MakeConfig,
+) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    cell = Cell(cell_config(target={"model": "/nowhere/model"}))
+    with pytest.raises(WorkerFailed, match=r"the target failed: .*/nowhere/model"):
+        await asyncio.wait_for(cell.start(), TIMEOUT_S)
+    assert set(psutil.Process().children(recursive=True)) <= before
+
+
+async def test_a_port_that_is_taken_fails_the_start_with_its_name(cell_config: MakeConfig) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as taken:
+        listen = f"127.0.0.1:{taken.sockets[0].getsockname()[1]}"
+        with pytest.raises(WorkerFailed, match=rf"scheduler\.listen is '{listen}'.*in use"):
+            await asyncio.wait_for(Cell(cell_config(scheduler={"listen": listen})).start(), TIMEOUT_S)

@@ -1,0 +1,146 @@
+"""What can be said in the file and by flags, and how a mistake is answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import CellConfig, load_config, parse_drafter, parse_drafters
+from cluster.errors import ConfigError
+
+FULL_FILE = """
+cache_dir = "/var/cache/outrider"
+
+[ray]
+start_timeout_s = 60
+
+[scheduler]
+listen = "0.0.0.0:7000"
+max_nodes = 4
+
+[target]
+model = "org/model"
+tensor_parallel = 2
+dtype = "float32"
+
+[[drafters]]
+kind = "ngram"
+
+[[drafters]]
+kind = "model"
+model = "/models/small"
+name = "small"
+threads = 3
+
+[restarts]
+max_restarts = 1
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "cell.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_without_a_file_and_flags_there_is_one_rank_of_the_default_model_and_an_ngram_drafter() -> None:
+    config = load_config(None, {})
+    assert config.target.model is None
+    assert config.target.tensor_parallel == 1
+    assert [drafter.spec for drafter in config.drafters] == ["ngram=ngram"]
+    assert config.cache_dir == Path("~/.cache/outrider").expanduser()
+
+
+def test_every_section_is_read_from_the_file(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, FULL_FILE), {})
+    assert config.ray.start_timeout_s == 60
+    assert (config.scheduler.listen, config.scheduler.max_nodes) == ("0.0.0.0:7000", 4)
+    assert (config.target.model, config.target.tensor_parallel, config.target.dtype) == ("org/model", 2, "float32")
+    assert [(d.spec, d.threads) for d in config.drafters] == [("ngram=ngram", None), ("small=model:/models/small", 3)]
+    assert config.restarts.max_restarts == 1
+    assert config.cache_dir == Path("/var/cache/outrider")
+
+
+def test_flags_win_over_the_file_and_leave_the_rest_of_a_section_alone(tmp_path: Path) -> None:
+    flags = {"target": {"tensor_parallel": 4}, "drafters": parse_drafters(["none"])}
+    config = load_config(written(tmp_path, FULL_FILE), flags)
+    assert (config.target.tensor_parallel, config.target.dtype) == (4, "float32")
+    assert config.drafters == ()
+
+
+@pytest.mark.parametrize(
+    ("flag", "entry"),
+    [
+        ("ngram", {"kind": "ngram"}),
+        ("model:/a/b.gguf", {"kind": "model", "model": "/a/b.gguf"}),
+        ("model:org/name", {"kind": "model", "model": "org/name"}),
+        ("fast=model:C=d:e", {"kind": "model", "model": "C=d:e", "name": "fast"}),
+        ("n3=ngram", {"kind": "ngram", "name": "n3"}),
+    ],
+)
+def test_a_drafter_flag_says_the_same_as_an_entry_of_the_file(flag: str, entry: dict[str, str]) -> None:
+    assert parse_drafter(flag) == entry
+
+
+@pytest.mark.parametrize("flag", ["", "ngrams", "ngram:x", "ngram:", "model", "model:", "=ngram", "a=b", "none"])
+def test_any_other_drafter_flag_is_refused_with_the_forms_that_work(flag: str) -> None:
+    with pytest.raises(ConfigError, match=r"--drafter is .*model:PATH_OR_HUB_NAME"):
+        parse_drafter(flag)
+
+
+def test_drafters_without_a_name_get_the_first_free_one() -> None:
+    entries = [{"kind": "ngram"}, {"kind": "ngram"}, {"kind": "ngram", "name": "ngram-2"}]
+    assert [drafter.name for drafter in load_config(None, {"drafters": entries}).drafters] == [
+        "ngram",
+        "ngram-3",
+        "ngram-2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"target": {"tensor_parallel": 0}}, ["target.tensor_parallel is 0", "greater than or equal to 1"]),
+        ({"target": {"tensor_parallel": "2"}}, ["target.tensor_parallel is '2'", "valid integer"]),
+        ({"target": {"dtype": "fp32"}}, ["target.dtype is 'fp32'", "'float32'"]),
+        ({"target": {"tensor_paralel": 2}}, ["target.tensor_paralel is unknown", "did you mean 'tensor_parallel'?"]),
+        ({"traget": {}}, ["traget is unknown", "did you mean 'target'?"]),
+        ({"scheduler": {"listen": "50051"}}, ["scheduler.listen is '50051'", "127.0.0.1:50051"]),
+        ({"scheduler": {"listen": "host:99999"}}, ["scheduler.listen is 'host:99999'", '"host:port"']),
+        ({"drafters": [{"kind": "model"}]}, ["drafters.0", "set `model`", "--drafter model:PATH"]),
+        ({"drafters": [{"kind": "ngram", "model": "x"}]}, ["drafters.0", "leave `model` out"]),
+        ({"drafters": [{"kind": "eagle"}]}, ["drafters.0.kind is 'eagle'", "'ngram'"]),
+        ({"drafters": [{}]}, ["drafters.0.kind is missing"]),
+        ({"drafters": [{"kind": "ngram", "nmae": "x"}]}, ["drafters.0.nmae is unknown", "did you mean 'name'?"]),
+        ({"drafters": [{"kind": "ngram", "name": "a b"}]}, ["drafters.0.name is 'a b'"]),
+        ({"drafters": [{"kind": "ngram", "name": "a"}] * 2}, ["drafters is", "two drafters are named 'a'"]),
+        ({"ray": {"address": "auto"}}, ["ray.address is 'auto'", '"host:port"']),
+        ({"ray": {"drain_s": -1.0}}, ["ray.drain_s is -1.0", "greater than 0"]),
+        ({"restarts": {"max_restarts": -1}}, ["restarts.max_restarts is -1"]),
+        ({"target": 3}, ["target is 3"]),
+    ],
+)
+def test_a_wrong_setting_is_answered_in_one_line_with_key_value_and_way_out(
+    settings: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, settings)
+    message = raised.value.message
+    assert [part for part in parts if part not in message] == []
+    assert "\n" not in message
+    assert "pydantic" not in message
+
+
+def test_a_file_that_is_not_there_or_not_toml_is_answered_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config is .*nowhere\.toml.*No such file"):
+        load_config(tmp_path / "nowhere.toml", {})
+    with pytest.raises(ConfigError, match=r"--config is .*cell\.toml.*not TOML"):
+        load_config(written(tmp_path, "[target\n"), {})
+
+
+def test_a_config_can_not_be_changed() -> None:
+    config = CellConfig()
+    with pytest.raises(ValueError, match="frozen"):
+        config.target.dtype = "float32"  # type: ignore[misc]

@@ -1,0 +1,57 @@
+"""An impossible request is refused at once, with the resource that is missing and where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.config import load_config
+from cluster.errors import PlacementError
+from cluster.placement import Machine, check_feasible, cores_of, local_resources
+
+SMALL = Machine("10.0.0.1", {"CPU": 4.0, "target": 1.0, "draft": 1.0})
+LARGE = Machine("10.0.0.2", {"CPU": 16.0, "target": 2.0, "GPU": 2.0})
+
+
+def config(**sections: Any) -> Any:
+    return load_config(None, sections)
+
+
+def test_this_machine_offers_exactly_what_the_cell_needs() -> None:
+    cell = config(target={"tensor_parallel": 3}, drafters=[{"kind": "ngram"}, {"kind": "ngram"}])
+    resources = local_resources(cell)
+    assert resources == {"target": 3.0, "draft": 2.0}
+    check_feasible(cell, [Machine("here", resources)])
+
+
+def test_all_ranks_must_fit_on_one_machine() -> None:
+    check_feasible(config(target={"tensor_parallel": 2}), [SMALL, LARGE])
+    with pytest.raises(PlacementError) as raised:
+        check_feasible(config(target={"tensor_parallel": 3}), [SMALL, LARGE])
+    for part in ("3 × target on one machine", "10.0.0.1 with 1 × target", "10.0.0.2 with 2 × target", '{"target": 3}'):
+        assert part in raised.value.message
+
+
+def test_drafters_may_be_spread_over_machines_but_all_must_have_a_place() -> None:
+    one, two = [{"kind": "ngram"}], [{"kind": "ngram"}, {"kind": "ngram"}]
+    check_feasible(config(drafters=one), [SMALL, LARGE])
+    check_feasible(config(drafters=two), [SMALL, LARGE, SMALL])
+    with pytest.raises(PlacementError, match=r"drafters need 2 × draft in all, .*10\.0\.0\.1 with 1 × draft"):
+        check_feasible(config(drafters=two), [SMALL, LARGE])
+
+
+def test_on_cuda_a_rank_needs_a_gpu_beside_its_place_in_the_pool() -> None:
+    check_feasible(config(target={"tensor_parallel": 2, "device": "cuda"}), [SMALL, LARGE])
+    with pytest.raises(PlacementError, match=r"1 × target and 1 × GPU .*0 × GPU.*--num-gpus=1"):
+        check_feasible(config(target={"device": "cuda"}), [SMALL])
+
+
+def test_without_any_machine_the_message_says_so() -> None:
+    with pytest.raises(PlacementError, match="there is no machine"):
+        check_feasible(config(), [])
+
+
+def test_cores_are_those_of_the_smallest_machine_that_can_hold_the_target() -> None:
+    assert cores_of(config(), [SMALL, LARGE]) == 4
+    assert cores_of(config(target={"tensor_parallel": 2}), [SMALL, LARGE]) == 16
