@@ -89,22 +89,22 @@ class Pass(_message.Message):
     def __init__(self, pass_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ...) -> None: ...
 
 class Row(_message.Message):
-    __slots__ = ("ref", "committed_len", "open", "tokens", "node_tokens", "node_parents", "node_survival")
+    __slots__ = ("ref", "committed_len", "open", "tokens", "node_tokens", "node_parents", "laws")
     REF_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     NODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NODE_PARENTS_FIELD_NUMBER: _ClassVar[int]
-    NODE_SURVIVAL_FIELD_NUMBER: _ClassVar[int]
+    LAWS_FIELD_NUMBER: _ClassVar[int]
     ref: _worker_pb2.RequestRef
     committed_len: int
     open: _worker_pb2.OpenRequest
     tokens: _worker_pb2.TokenSpan
     node_tokens: bytes
     node_parents: bytes
-    node_survival: bytes
-    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., committed_len: _Optional[int] = ..., open: _Optional[_Union[_worker_pb2.OpenRequest, _Mapping]] = ..., tokens: _Optional[_Union[_worker_pb2.TokenSpan, _Mapping]] = ..., node_tokens: _Optional[bytes] = ..., node_parents: _Optional[bytes] = ..., node_survival: _Optional[bytes] = ...) -> None: ...
+    laws: _worker_pb2.SparseLaws
+    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., committed_len: _Optional[int] = ..., open: _Optional[_Union[_worker_pb2.OpenRequest, _Mapping]] = ..., tokens: _Optional[_Union[_worker_pb2.TokenSpan, _Mapping]] = ..., node_tokens: _Optional[bytes] = ..., node_parents: _Optional[bytes] = ..., laws: _Optional[_Union[_worker_pb2.SparseLaws, _Mapping]] = ...) -> None: ...
 
 class RowResult(_message.Message):
     __slots__ = ("ref", "committed_len", "status", "tokens", "known_len", "num_cached_tokens", "detail", "logprobs")

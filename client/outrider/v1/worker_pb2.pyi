@@ -40,6 +40,16 @@ class Vocabulary(_message.Message):
     sha256: bytes
     def __init__(self, size: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
+class SparseLaws(_message.Message):
+    __slots__ = ("counts", "ids", "probabilities")
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    counts: bytes
+    ids: bytes
+    probabilities: bytes
+    def __init__(self, counts: _Optional[bytes] = ..., ids: _Optional[bytes] = ..., probabilities: _Optional[bytes] = ...) -> None: ...
+
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
