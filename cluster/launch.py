@@ -23,6 +23,7 @@ from cluster.threads import available_cores, plan_threads
 log = logging.getLogger(__name__)
 
 _TELL_TIMEOUT_S = 30.0  # for the scheduler to take note of its workers
+_NEWS_EVERY_S = 10.0  # so that a long start is seen to go on
 _WORKER_GRACE_S = 1.0  # once the scheduler has drained, nothing runs on a worker any more
 
 Report = Callable[[str], None]  # takes one line of progress
@@ -107,7 +108,15 @@ class Cell:
 
     async def _bring_up(self, part: Part, report: Report) -> None:
         report(f"Starting {part.name}")
-        await part.start()
+        start = asyncio.create_task(part.start())
+        try:
+            waited_s = 0.0
+            while not (await asyncio.wait([start], timeout=_NEWS_EVERY_S))[0]:
+                waited_s += _NEWS_EVERY_S
+                report(f"Still starting {part.name}: {waited_s:.0f} s; the first start of a model converts it")
+            start.result()
+        finally:
+            start.cancel()
         report(f"Ready: {part.name} on {part.address}")
 
     async def _keep(self, part: Part) -> None:

@@ -32,6 +32,17 @@ serve_follower(TargetConfig(model=model, tensor_parallel=int(size), group_addres
                             kv_cache_bytes=int(256e6)), rank=1)
 """
 
+_DRAFT = """
+import asyncio, sys
+from workers.draft.server import DrafterConfig, DrafterServer
+async def main():
+    server = DrafterServer(DrafterConfig(name="alone", drafters=(sys.argv[1],), dtype="float32", threads=1,
+                                         kv_cache_bytes=int(256e6)))
+    print(await server.start(), flush=True)
+    await server.wait_failed()
+asyncio.run(main())
+"""
+
 
 class LocalCell:
     """Servers that were started, and the address of the public one."""
@@ -58,10 +69,22 @@ class LocalCell:
             await server.stop(0)
         await self._target.stop(0)
 
-    def stop_drafters(self) -> None:
-        """Every drafter goes away without a word to the scheduler."""
-        for server in self.drafters.values():
-            self._run(server.stop(0))
+    @contextmanager
+    def drafter_process(self, spec: str) -> Iterator[subprocess.Popen[str]]:
+        """One more drafter worker, in a process of its own, for as long as the block lasts: it may be killed."""
+        with subprocess.Popen([sys.executable, "-c", _DRAFT, spec], stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                address = process.stdout.readline().strip()
+                self._use_drafters([*self.drafters, address])
+                self.wait_ready()
+                yield process
+            finally:
+                process.kill()
+                self._use_drafters(list(self.drafters))
+
+    def _use_drafters(self, addresses: list[str]) -> None:
+        self._run(self._scheduler.set_workers([self.target_address], addresses))
 
     def wait_ready(self) -> None:
         """Until the target serves and every drafter is used or refused."""

@@ -102,3 +102,17 @@ def test_a_drawn_seed_is_told_and_gives_the_answer_again(cell: LocalCell) -> Non
     again = SamplingParams(temperature=1.0, max_tokens=24, seed=first.seed)
     [second] = answer_all(cell.endpoint, PROMPTS[:1], again, OFF)
     assert first.token_ids == second.token_ids
+
+
+def test_a_model_drafter_killed_in_the_middle_of_a_request_changes_no_token(cell: LocalCell, smollm2: Path) -> None:
+    sampling = SamplingParams(temperature=0.8, seed=5, max_tokens=64, ignore_eos=True)
+    [plain] = answer_all(cell.endpoint, PROMPTS[:1], sampling, OFF)
+    with cell.drafter_process(f"victim=model:{smollm2}") as process, Client(cell.endpoint) as client:
+        generation = client.generate(PROMPTS[0], sampling=sampling, speculation=Speculation(drafters=["victim"]))
+        for num_tokens, _ in enumerate(generation, 1):
+            if num_tokens == 20:
+                process.kill()
+        answer = generation.answer
+    assert answer.token_ids == plain.token_ids
+    assert "draft" in answer.sources[:20]
+    assert set(answer.sources[-20:]) == {"target"}, "the drafter is dead: the target goes on alone"
