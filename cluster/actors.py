@@ -46,6 +46,7 @@ class SchedulerActor(_Actor):
                 max_queued_requests=section.max_queued_requests,
                 max_nodes=section.max_nodes,
                 draft_wait_s=section.draft_wait_s,
+                pass_timeout_s=section.pass_timeout_s,
             )
         )
 

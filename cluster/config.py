@@ -58,9 +58,10 @@ class SchedulerSection(Section):
         default=f"127.0.0.1:{DEFAULT_PORT}", description="where clients come to; port 0 picks a free one"
     )
     max_running_requests: Count = 32
-    max_queued_requests: int = Field(default=256, ge=0)
+    max_queued_requests: Count = 256
     max_nodes: int = Field(default=8, ge=0, description="draft nodes of one request in one pass")
-    draft_wait_s: float = Field(default=1.0, ge=0)
+    draft_wait_s: float = Field(default=1.0, ge=0, description="how long a row waits for a draft on its way")
+    pass_timeout_s: Seconds = Field(default=60.0, description="until a target without an answer counts as hung")
 
 
 class TargetSection(Section):

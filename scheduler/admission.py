@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from outrider.errors import InvalidRequest, ModelNotFound, Unsupported
+from outrider.errors import InvalidRequest, ModelNotFound, Unsupported, shown
 from outrider.types import Message
 from outrider.v1 import inference_pb2 as pb
 from scheduler.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ class ModelLimits:
 def check_request(request: pb.GenerateRequest, limits: ModelLimits, drafters: Collection[str]) -> None:
     """Everything that can be said without the prompt's tokens."""
     if request.model and request.model != limits.model:
-        raise ModelNotFound(f"model is {request.model!r}: this server serves {limits.model!r}")
+        raise ModelNotFound(f"model is {shown(request.model)}: this server serves {limits.model!r}")
     if request.HasField("resume_from"):
         raise Unsupported("resume_from is set: this server can't resume a stream yet")
     if request.service_class not in (pb.SERVICE_CLASS_UNSPECIFIED, pb.SERVICE_CLASS_STANDARD):
@@ -106,7 +106,7 @@ def _encode_chat(chat: pb.ChatPrompt, tokenizer: Tokenizer, max_chars: int) -> l
     _check_chars("chat.messages", sum(len(message.content) for message in chat.messages), max_chars)
     try:
         variables = json.loads(chat.template_variables_json or "{}")
-    except json.JSONDecodeError as err:
+    except (ValueError, RecursionError) as err:
         raise InvalidRequest(f"chat.template_variables_json is no JSON: {err}") from err
     if not isinstance(variables, dict):
         raise InvalidRequest.of("chat.template_variables_json", variables, "it must be a JSON object")

@@ -15,10 +15,11 @@ another committed_len, is dropped.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from outrider.errors import DeadlineExceeded, InternalError, OutriderError, Overloaded
+from outrider.errors import DeadlineExceeded, InternalError, OutriderError, Overloaded, ServerUnavailable
 from outrider.types import FinishReason
 from scheduler.drafting import Drafting
 from scheduler.events import (
@@ -45,6 +46,9 @@ from scheduler.events import (
 )
 from scheduler.policy import PolicyConfig, compose_pass, wait_until_s
 from scheduler.request import Request, TargetView
+
+MAX_UNANSWERED_PASSES = 3  # of one request, in a row
+NO_CAPACITY_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +121,8 @@ class Core:
         return self._commands
 
     def _wait_until_s(self, request: Request) -> float:
-        return wait_until_s(request, self._drafting.late, self._config.policy)
+        """When this request's row may go at the latest."""
+        return max(request.not_before_s, wait_until_s(request, self._drafting.late, self._config.policy))
 
     def _take(self, event: Event, now_s: float) -> None:
         match event:
@@ -142,7 +147,8 @@ class Core:
                 self._commands += self._drafting.lose_worker(worker, now_s)
             case Grown():
                 vocab_size = self._target.vocab_size if self._target is not None else 0
-                self._commands += self._drafting.grow(event, vocab_size, now_s)
+                for growth in event.growths:
+                    self._commands += self._drafting.grow(growth, vocab_size, now_s)
             case Tick():
                 pass
 
@@ -179,8 +185,17 @@ class Core:
                 self._fail(request, DeadlineExceeded(f"the deadline passed after {got} tokens"), now_s)
         if self._in_flight is not None and now_s >= self._in_flight.deadline_s:
             reason = f"no answer to pass {self._in_flight.pass_id} within {self._config.pass_timeout_s:g} s"
+            self._blame_rows(self._in_flight.requests, reason, now_s)
             self._commands.append(ResetTarget(reason))
             self._lose_target()
+
+    def _blame_rows(self, numbers: Sequence[int], reason: str, now_s: float) -> None:
+        """A row that was there each time the target hung may be what hangs it: it does not get a fourth try."""
+        for request in [self._running[number] for number in numbers if number in self._running]:
+            request.num_unanswered += 1
+            if request.num_unanswered >= MAX_UNANSWERED_PASSES:
+                text = f"{request.num_unanswered} passes in a row had no answer; the last: {reason}"
+                self._fail(request, ServerUnavailable(text), now_s)
 
     def _fail(self, request: Request, error: OutriderError, now_s: float) -> None:
         self._end(request, now_s, error=error)
@@ -250,6 +265,7 @@ class Core:
             return
         match outcome.status:
             case "ok":
+                request.num_unanswered, request.refused_since_s, request.not_before_s = 0, None, float("-inf")
                 request.target.known_len = outcome.known_len
                 request.stats.num_cached_prompt_tokens += outcome.num_cached_tokens
                 if outcome.tokens:
@@ -259,9 +275,18 @@ class Core:
             case "prefix_missing":
                 self._fail(request, InternalError("the target misses a prefix that it was just sent"), now_s)
             case "no_capacity":
-                self._fail(request, Overloaded("the target ran out of KV blocks", retry_after_s=1.0), now_s)
+                self._wait_for_blocks(request, now_s)
             case "invalid" | "failed":
                 self._fail(request, InternalError(f"the target refused the row: {outcome.detail}"), now_s)
+
+    def _wait_for_blocks(self, request: Request, now_s: float) -> None:
+        """Blocks are reserved, so this ends: another life of this scheduler's link still holds them for a while."""
+        request.refused_since_s = now_s if request.refused_since_s is None else request.refused_since_s
+        if now_s - request.refused_since_s >= self._config.pass_timeout_s:
+            waited = f"for {self._config.pass_timeout_s:g} s"
+            self._fail(request, Overloaded(f"the target had no free KV blocks {waited}", retry_after_s=1.0), now_s)
+        else:
+            request.not_before_s = now_s + NO_CAPACITY_PAUSE_S
 
     def _commit(self, request: Request, outcome: RowOutcome, now_s: float) -> None:
         if request.stats.first_token_s is None:

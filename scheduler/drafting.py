@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from scheduler.events import DrafterCount, Grown, ReleaseDrafter, SendOrder
+from scheduler.events import DrafterCount, Growth, ReleaseDrafter, SendOrder
 from scheduler.request import DrafterView, Request
 
 
@@ -58,7 +58,7 @@ class Drafting:
                 if view.ordered_len is not None and now_s >= view.ordered_s + self._draft_wait_s:
                     self.late.add((view.worker, view.drafter))
 
-    def grow(self, grown: Grown, vocab_size: int, now_s: float) -> list[SendOrder]:
+    def grow(self, grown: Growth, vocab_size: int, now_s: float) -> list[SendOrder]:
         """Take nodes into their request's tree; what is stale, or makes no sense, is dropped."""
         request = self._running.get(grown.request)
         view = request.drafters.get(grown.drafter) if request is not None else None
@@ -123,7 +123,7 @@ class Drafting:
         return [] if ordered_len == request.committed_len else [self._order(request, view, now_s)]
 
 
-def _add_nodes(request: Request, view: DrafterView, grown: Grown, vocab_size: int) -> None:
+def _add_nodes(request: Request, view: DrafterView, grown: Growth, vocab_size: int) -> None:
     """Merge nodes into the tree. Dropped: those without a parent, outside the vocabulary, or beyond the order."""
     drafted = request.stats.drafters.setdefault(view.drafter, DrafterCount())
     entries = zip(grown.tokens, grown.parents, grown.scores, strict=True)

@@ -90,6 +90,8 @@ class Driver:
         self._numbers = count(1)
         self._target_links: dict[str, tuple[TargetLink, asyncio.Task[None]]] = {}
         self._drafter_links: dict[str, tuple[DrafterLink, asyncio.Task[None]]] = {}
+        self._changing_links = asyncio.Lock()
+        self._is_stopped = False
         self._model_known = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._request_s = FIRST_GUESS_OF_A_REQUEST_S  # running mean of how long a request runs
@@ -133,9 +135,14 @@ class Driver:
     def post(self, event: Event) -> None:
         if isinstance(event, DrafterUp):
             self.drafter_names.update(event.drafters)
-        for command in self.core.handle(event, self.now_s):
-            self._carry_out(command)
-        self._set_timer()
+        try:
+            for command in self.core.handle(event, self.now_s):
+                self._carry_out(command)
+            self._set_timer()
+        except Exception as err:
+            # The core's state can't be trusted after that, whoever posted the event: the process has to end.
+            self._fail(err)
+            raise
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -180,17 +187,20 @@ class Driver:
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────
 
     async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
-        """Hold links to exactly these workers. Links to those that stay are not touched."""
-        await self._drop(self._target_links, set(self._target_links) - set(targets))
-        await self._drop(self._drafter_links, set(self._drafter_links) - set(drafters))
-        for address in targets:
-            if address not in self._target_links:
-                target = TargetLink(address, self.post, self._learn_model)
-                self._target_links[address] = target, self._start(target)
-        for address in drafters:
-            if address not in self._drafter_links:
-                drafter = DrafterLink(address, self.post, self._vocabulary)
-                self._drafter_links[address] = drafter, self._start(drafter)
+        """Hold links to exactly these workers. Links to those that stay are not touched. One call at a time."""
+        async with self._changing_links:
+            await self._drop(self._target_links, set(self._target_links) - set(targets))
+            await self._drop(self._drafter_links, set(self._drafter_links) - set(drafters))
+            if self._is_stopped:
+                return
+            for address in targets:
+                if address not in self._target_links:
+                    target = TargetLink(address, self.post, self._learn_model)
+                    self._target_links[address] = target, self._start(target)
+            for address in drafters:
+                if address not in self._drafter_links:
+                    drafter = DrafterLink(address, self.post, self._vocabulary)
+                    self._drafter_links[address] = drafter, self._start(drafter)
 
     @property
     def target_links(self) -> Iterable[TargetLink]:
@@ -205,10 +215,8 @@ class Driver:
         await asyncio.shield(self._failure)
 
     async def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        await self._drop(self._target_links, set(self._target_links))
-        await self._drop(self._drafter_links, set(self._drafter_links))
+        self._is_stopped = True
+        await self.set_workers([], [])
         if self._timer is not None:
             self._timer.cancel()
 
@@ -218,11 +226,16 @@ class Driver:
         return task
 
     def _note_end_of_link(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or self._failure.done():
+        if task.cancelled():
             return
         error = task.exception()
         if error is not None:
-            log.critical("%s failed", task.get_name(), exc_info=error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Have `wait_failed` raise: the scheduler can't go on."""
+        log.critical("the scheduler has failed", exc_info=error)
+        if not self._failure.done():
             self._failure.set_exception(error)
 
     async def _drop(self, links: dict[str, tuple[AnyLink, asyncio.Task[None]]], addresses: Iterable[str]) -> None:
@@ -232,9 +245,13 @@ class Driver:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _learn_model(self, description: TargetDescription, files: Mapping[str, bytes]) -> None:
-        if self.model is None or self.model.description.vocabulary != description.vocabulary:
+        """A restarted target may have another KV cache; its tokenizer is the same unless its vocabulary is not."""
+        known = self.model
+        if known is not None and known.description.vocabulary == description.vocabulary:
+            tokenizer = known.tokenizer
+        else:
             tokenizer = await asyncio.to_thread(Tokenizer, files)
-            self.model = ServedModel(description, tokenizer)
+        self.model = ServedModel(description, tokenizer)
         self._model_known.set()
 
     async def _vocabulary(self) -> Vocabulary:

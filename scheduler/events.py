@@ -110,7 +110,7 @@ class DrafterDown:
 
 
 @dataclass(frozen=True, slots=True)
-class Grown:
+class Growth:
     """Nodes for a request's tree; the three lists have one length.
 
     `parents` are node numbers of the same order, 0 for the root.
@@ -127,6 +127,13 @@ class Grown:
     scores: Sequence[float]
     is_done: bool
     is_prefix_missing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """One report of a drafter worker. All of it counts before the next pass is composed."""
+
+    growths: Sequence[Growth]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport, DrafterWorker
 from outrider.v1.drafter_pb2_grpc import DrafterStub
 from outrider.v1.target_pb2 import GetTokenizerRequest, TargetCommand, TargetDescription, TargetReport
 from outrider.v1.target_pb2_grpc import TargetStub
-from scheduler.events import DrafterDown, DrafterUp, Event, TargetDown, TargetFacts, TargetUp
+from scheduler.events import DrafterDown, DrafterUp, Event, Grown, TargetDown, TargetFacts, TargetUp
 from scheduler.messages import growths_of, pass_done_of
 
 log = logging.getLogger(__name__)
@@ -91,29 +91,36 @@ class Link(ABC):
             log.error("%s is refused: %s", self.address, err.message)
         except TimeoutError:
             self.detail = "does not answer"
+            log.warning("%s: link lost: it does not answer", self.address)
         except grpc.aio.AioRpcError as err:
             self.detail = err.details() or err.code().name
             log.warning("%s: link lost: %s", self.address, self.detail)
 
     async def _exchange(self, call: grpc.aio.StreamStreamCall[Any, Any], take: Callable[[Any], None]) -> None:
-        """Write the outbox and read reports until either side ends."""
-
-        async def write() -> None:
-            while True:
-                message = await self._outbox.get()
-                await asyncio.wait_for(call.write(message), WRITE_TIMEOUT_S)
-
-        writer = asyncio.create_task(write())
+        """Write the outbox and read reports until either side ends; raises what the call ended with."""
+        writer = asyncio.create_task(self._write_all(call))
         reader = asyncio.create_task(_read_all(call, take))
         try:
-            done, _ = await asyncio.wait([writer, reader], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait([writer, reader], return_when=asyncio.FIRST_COMPLETED)
+            if not reader.done():
+                writer.result()
+                # The call ended under the writer. The reader is about to see it too, and learns why.
+                await asyncio.wait_for(reader, WRITE_TIMEOUT_S)
+            reader.result()
         finally:
             writer.cancel()
             reader.cancel()
             call.cancel()
             await asyncio.gather(writer, reader, return_exceptions=True)
+
+    async def _write_all(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
+        """Write what comes into the outbox until the call has ended."""
+        while True:
+            message = await self._outbox.get()
+            try:
+                await asyncio.wait_for(call.write(message), WRITE_TIMEOUT_S)
+            except asyncio.InvalidStateError:  # grpc.aio's answer to a write on a call that is over
+                return
 
     @abstractmethod
     async def _hold(self, channel: grpc.aio.Channel) -> None:
@@ -199,8 +206,7 @@ class DrafterLink(Link):
         self.send(command)
 
     def _take(self, report: DrafterReport) -> None:
-        for grown in growths_of(self.address, report.growths):
-            self._post(grown)
+        self._post(Grown(list(growths_of(self.address, report.growths))))
 
 
 def _check_vocabulary(name: str, own: worker_pb2.Vocabulary, target: worker_pb2.Vocabulary) -> None:

@@ -10,7 +10,7 @@ from outrider.v1 import drafter_pb2, target_pb2
 from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_COUPLED
 from outrider.v1.worker_pb2 import OpenRequest, RequestRef, TokenSpan
 from scheduler.events import (
-    Grown,
+    Growth,
     Opening,
     PassDone,
     PlannedRow,
@@ -63,8 +63,8 @@ def pass_done_of(result: target_pb2.PassResult) -> PassDone:
     return PassDone(result.pass_id, [_outcome(row) for row in result.rows], result.num_free_kv_blocks)
 
 
-def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Grown]:
-    """One event a growth. One whose lists don't fit together keeps its meaning but loses its nodes."""
+def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Growth]:
+    """A report's growths. One whose lists don't fit together keeps its meaning but loses its nodes."""
     for growth in growths.growths:
         try:
             tokens, parents = unpack_i32(growth.tokens), unpack_i32(growth.parents)
@@ -73,7 +73,7 @@ def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Grown]:
             tokens, parents, scores = [], [], []
         if not len(tokens) == len(parents) == len(scores):
             tokens, parents, scores = [], [], []
-        yield Grown(
+        yield Growth(
             worker=worker,
             drafter=growth.drafter,
             request=growth.ref.request,

@@ -52,6 +52,9 @@ class Request:
         self.target = TargetView()
         self.drafters: dict[str, DrafterView] = {}  # by the drafter's name
         self.stats = RequestStats(submitted_s=now_s)
+        self.num_unanswered = 0  # passes in a row that the target did not answer in time
+        self.refused_since_s: float | None = None  # the target has no blocks for it since then
+        self.not_before_s = float("-inf")  # its next row waits until then
 
     @property
     def number(self) -> int:

@@ -35,6 +35,8 @@ from scheduler.text import TextStream
 
 SERVICE_NAME = "outrider.v1.Inference"
 REQUEST_ID_KEY = "outrider-request-id"
+MAX_REQUEST_ID_CHARS = 128
+MAX_ERROR_CHARS = 4000  # gRPC sends a status in at most 8 KiB of headers, and drops the call where it is longer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
@@ -103,8 +105,7 @@ class InferenceService:
     ) -> AsyncIterator[pb.GenerateResponse]:
         if isinstance(request, Malformed):
             raise InvalidRequest(request.reason)
-        if request.request_id and request.request_id in self._request_ids:
-            raise InvalidRequest.of("request_id", request.request_id, "a running request has this id")
+        self._check_request_id(request.request_id)
         request_id = request.request_id or secrets.token_hex(8)
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         self._request_ids.add(request_id)
@@ -119,6 +120,14 @@ class InferenceService:
                 self._driver.cancel(admitted.new.number)
         finally:
             self._request_ids.discard(request_id)
+
+    def _check_request_id(self, request_id: str) -> None:
+        """It travels in the trailing metadata, which takes printable ASCII only."""
+        if len(request_id) > MAX_REQUEST_ID_CHARS or not (request_id.isascii() and request_id.isprintable()):
+            limit = f"it must be at most {MAX_REQUEST_ID_CHARS} printable ASCII characters"
+            raise InvalidRequest.of("request_id", request_id, limit)
+        if request_id in self._request_ids:
+            raise InvalidRequest.of("request_id", request_id, "a running request has this id")
 
     async def _admit(self, request: pb.GenerateRequest, request_id: str, time_left_s: float | None) -> _Admitted:
         """All that can be refused is refused here, before any worker hears of the request."""
@@ -297,4 +306,4 @@ async def _abort(context: Context, error: OutriderError) -> None:
     trailing = tuple(context.trailing_metadata() or ())
     if error.retry_after_s is not None:
         trailing = (*trailing, (RETRY_PUSHBACK_KEY, str(round(error.retry_after_s * 1000))))
-    await context.abort(status_of(error), error.message, trailing_metadata=trailing)
+    await context.abort(status_of(error), error.message[:MAX_ERROR_CHARS], trailing_metadata=trailing)

@@ -60,7 +60,10 @@ class TextStream:
 
     def _decode(self, token_id: int) -> str:
         text = self._decoder.step(self._tokenizer, token_id)
-        self._unfinished = [*self._unfinished, token_id] if not text else []
+        if text:
+            self._unfinished.clear()
+        else:
+            self._unfinished.append(token_id)
         return text or ""
 
     def _match(self) -> str:

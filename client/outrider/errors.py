@@ -17,12 +17,22 @@ One table maps each class to its gRPC status, in both directions: `status_of`, `
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
 import grpc
 
 RETRY_PUSHBACK_KEY = "grpc-retry-pushback-ms"  # gRPC's own name for a retry hint (gRFC A6)
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: a caller may have sent a book where a name was wanted."""
+    return _SHORT.repr(value)
 
 
 class OutriderError(Exception):
@@ -43,7 +53,7 @@ class InvalidRequest(OutriderError):
     @classmethod
     def of(cls, field: str, value: object, limit: str) -> InvalidRequest:
         """The one form of such a message: which field, what it held, what it may hold."""
-        return cls(f"{field} is {value!r}: {limit}")
+        return cls(f"{field} is {shown(value)}: {limit}")
 
 
 class ModelNotFound(OutriderError):

@@ -40,6 +40,7 @@ REFUSED = [
     (request_of(sampling={"json_schema": "{}"}), Unsupported, ["json_schema"]),
     (request_of(resume_from={"ids": [1]}), Unsupported, ["resume_from"]),
     (request_of(service_class="SERVICE_CLASS_BATCH"), Unsupported, ["service_class"]),
+    (request_of(model="m" * 20_000), ModelNotFound, ["model", "..."]),
     (request_of(service_class=99), Unsupported, ["service_class", "99"]),
 ]
 
@@ -81,6 +82,10 @@ BAD_PROMPTS = [
     (pb.GenerateRequest(chat={"messages": [{"content": "x"}]}), ["chat.messages[0].role"]),
     (
         pb.GenerateRequest(chat={"messages": [{"role": "user"}], "template_variables_json": "{"}),
+        ["template_variables_json", "no JSON"],
+    ),
+    (
+        pb.GenerateRequest(chat={"messages": [{"role": "user"}], "template_variables_json": "[" * 100_000}),
         ["template_variables_json", "no JSON"],
     ),
 ]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from outrider.errors import DeadlineExceeded, InternalError, Overloaded
+from outrider.errors import DeadlineExceeded, InternalError, Overloaded, ServerUnavailable
 from scheduler.core import Core, CoreConfig
 from scheduler.events import (
     Cancelled,
@@ -15,9 +15,11 @@ from scheduler.events import (
     Emit,
     Finish,
     Grown,
+    Growth,
     PassDone,
     ReleaseDrafter,
     ReleaseTarget,
+    ResetTarget,
     RowOutcome,
     SendOrder,
     SendPass,
@@ -167,10 +169,10 @@ def test_nobody_waits_for_a_late_drafter_until_it_answers_in_time(core: Core) ->
     commands = core.handle(answer(sent, [3]), 2.1)
     assert not any(isinstance(c, SendOrder) for c in commands), "it still works on the old order"
     sent = pass_of(commands)
-    stale = Grown("d", "guess", 1, order.epoch, order.committed_len, 1, [4], [0], [0.0], True, False)
+    stale = Grown([Growth("d", "guess", 1, order.epoch, order.committed_len, 1, [4], [0], [0.0], True, False)])
     order = next(c for c in core.handle(stale, 2.2) if isinstance(c, SendOrder))
     assert order.committed_len == 3, "it is told the newest state only"
-    fresh = Grown("d", "guess", 1, order.epoch, order.committed_len, 1, [4], [0], [0.0], True, False)
+    fresh = Grown([Growth("d", "guess", 1, order.epoch, order.committed_len, 1, [4], [0], [0.0], True, False)])
     core.handle(fresh, 2.3)
     assert not core.is_late("d", "guess")
 
@@ -180,7 +182,7 @@ def test_stale_nodes_are_refused_and_the_pass_still_commits_one_token(core: Core
     sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
     order = next(c for c in core.handle(answer(sent, [2]), 1.0) if isinstance(c, SendOrder))
     for epoch, committed_len in [(order.epoch + 7, 2), (order.epoch, 1)]:
-        core.handle(Grown("d", "guess", 1, epoch, committed_len, 1, [4], [0], [0.0], True, False), 1.1)
+        core.handle(Grown([Growth("d", "guess", 1, epoch, committed_len, 1, [4], [0], [0.0], True, False)]), 1.1)
     row = pass_of(core.handle(Tick(), 2.0)).rows[0]
     assert row.node_tokens == []
 
@@ -250,7 +252,7 @@ def test_a_lost_drafters_requests_move_to_another_worker(core: Core) -> None:
 
 def drafted(core: Core, now_s: float, order: SendOrder, tokens: list[int], parents: list[int]) -> list[object]:
     scores = [0.0] * len(tokens)
-    grown = Grown("d", "guess", 1, order.epoch, order.committed_len, 1, tokens, parents, scores, True, False)
+    grown = Grown([Growth("d", "guess", 1, order.epoch, order.committed_len, 1, tokens, parents, scores, True, False)])
     return list(core.handle(grown, now_s))
 
 
@@ -298,3 +300,65 @@ def test_no_node_is_verified_that_could_never_be_committed(core: Core) -> None:
     order = next(c for c in core.handle(answer(sent, [2]), 1.0) if isinstance(c, SendOrder))
     row = pass_of(drafted(core, 1.1, order, [3, 4, 5], [0, 1, 2])).rows[0]
     assert row.node_tokens == [3], "two tokens are left, and the second one is the target's own"
+
+
+def test_a_row_that_always_hangs_the_target_fails_and_frees_it(core: Core) -> None:
+    submitted(core, prompt=[1], max_tokens=10)
+    now_s, finish = 0.0, None
+    for attempt in range(3):
+        assert finish is None, f"given up after {attempt} passes"
+        now_s += 10.0
+        commands = core.handle(Tick(), now_s)
+        assert any(isinstance(c, ResetTarget) for c in commands)
+        finish = next((c for c in commands if isinstance(c, Finish)), None)
+        core.handle(TargetUp(FACTS), now_s)
+    assert finish is not None
+    assert isinstance(finish.error, ServerUnavailable)
+    assert core.num_running == 0
+
+
+def test_an_answer_forgives_the_unanswered_passes_before_it(core: Core) -> None:
+    submitted(core, prompt=[1], max_tokens=10)
+    for now_s in (10.0, 20.0):
+        core.handle(Tick(), now_s)
+        sent = pass_of(core.handle(TargetUp(FACTS), now_s))
+    core.handle(answer(sent, [2]), 21.0)
+    for now_s in (31.0, 41.0):
+        core.handle(Tick(), now_s)
+        core.handle(TargetUp(FACTS), now_s)
+    assert core.num_running == 1
+
+
+def test_a_row_without_free_blocks_is_tried_again_for_a_while(core: Core) -> None:
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
+    assert not core.handle(answer(sent, [], status="no_capacity"), 0.1)
+    wakeup_s = core.next_wakeup_s()
+    assert wakeup_s == pytest.approx(0.6)
+    sent = pass_of(core.handle(Tick(), 0.6))
+    assert any(isinstance(c, Emit) for c in core.handle(answer(sent, [2]), 0.7))
+
+
+def test_a_row_that_never_gets_blocks_fails_in_the_end(core: Core) -> None:
+    sent = pass_of(submitted(core, now_s=1.0, prompt=[1], max_tokens=10))
+    core.handle(answer(sent, [], status="no_capacity"), 1.0)
+    sent = pass_of(core.handle(Tick(), 5.0))
+    core.handle(answer(sent, [], status="no_capacity"), 6.0)
+    sent = pass_of(core.handle(Tick(), 10.9))
+    finish = next(c for c in core.handle(answer(sent, [], status="no_capacity"), 11.0) if isinstance(c, Finish))
+    assert isinstance(finish.error, Overloaded)
+
+
+def test_all_of_a_report_counts_before_the_next_pass(core: Core) -> None:
+    core.handle(DrafterUp("d", ["guess"]), 0.0)
+    core.handle(TargetDown(), 0.0)
+    new = new_request(1, random.Random(0))
+    values = {name: getattr(new, name) for name in new.__dataclass_fields__}
+    values |= {"speculates": True, "prompt": [1], "max_tokens": 10, "max_nodes": 2}
+    for number in (1, 2, 3):
+        core.handle(Submitted(type(new)(**{**values, "number": number})), 0.0)
+    sent = pass_of(core.handle(TargetUp(FACTS), 0.0))
+    outcomes = [RowOutcome(row.request, row.epoch, 1, "ok", [2], 2) for row in sent.rows]
+    commands = core.handle(PassDone(sent.pass_id, outcomes, 60), 0.1)
+    orders = [c for c in commands if isinstance(c, SendOrder)]
+    growths = [Growth("d", "guess", o.request, o.epoch, 2, 1, [3], [0], [0.0], True, False) for o in orders]
+    assert len(pass_of(core.handle(Grown(growths), 0.2)).rows) == 3

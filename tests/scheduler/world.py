@@ -23,6 +23,7 @@ from scheduler.events import (
     Event,
     Finish,
     Grown,
+    Growth,
     NewRequest,
     PassDone,
     PlannedRow,
@@ -100,7 +101,7 @@ class World:
         self._mail: list[tuple[float, int, int, Event]] = []  # (time, order, the sender's life, event)
         self._lives = count(1)
         self._life: dict[str, int] = {}
-        self._old_growth: deque[Grown] = deque(maxlen=20)
+        self._old_growth: deque[Growth] = deque(maxlen=20)
 
     # ── faults and arrivals ─────────────────────────────────────────────────────────────────────────
 
@@ -142,7 +143,7 @@ class World:
 
     def replay_old_growth(self) -> None:
         if self._old_growth:
-            self.post(self.rng.choice(self._old_growth))
+            self.post(Grown([self.rng.choice(self._old_growth)]))
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -246,18 +247,18 @@ class World:
         answer = {"worker": order.worker, "drafter": "guess", "request": order.request}
         answer |= {"epoch": order.epoch, "committed_len": order.committed_len}
         if known.get(order.request) != order.epoch or self.rng.random() < 0.02:
-            grown = Grown(
+            grown = Growth(
                 **answer, first_node=1, tokens=[], parents=[], scores=[], is_done=True, is_prefix_missing=True
             )
             self._later(order.worker, grown, 0.01)
             return
         tokens, parents = self._guess_tree(order)
         scores = [self.rng.random() for _ in tokens]
-        grown = Grown(
+        grown = Growth(
             **answer, first_node=1, tokens=tokens, parents=parents, scores=scores, is_done=True, is_prefix_missing=False
         )
         self._old_growth.append(grown)
-        self._later(order.worker, grown, self.rng.choice(self._draft_delays_s))
+        self._later(order.worker, Grown([grown]), self.rng.choice(self._draft_delays_s))
 
     def _guess_tree(self, order: SendOrder) -> tuple[list[int], list[int]]:
         """A tree that is right, wrong or absurd, and at times too large."""

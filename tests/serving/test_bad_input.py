@@ -82,6 +82,12 @@ BAD = {
         ["text", "0xc3", "offset 3", "UTF-8"],
     ),
     "no protobuf at all": (b"\xff\xff\xff", Code.INVALID_ARGUMENT, ["protobuf"]),
+    "a request id that no header can carry": (
+        pb.GenerateRequest(text="a", request_id="é\n"),
+        Code.INVALID_ARGUMENT,
+        ["request_id", "128 printable ASCII"],
+    ),
+    "a book for a model's name": (pb.GenerateRequest(text="a", model="m" * 20_000), Code.NOT_FOUND, ["model", "..."]),
     "unknown drafter": (
         pb.GenerateRequest(text="a", speculation={"drafters": ["oracle"]}),
         Code.INVALID_ARGUMENT,

@@ -55,7 +55,8 @@ class Group:
         """Meet the other ranks at `address`, "host:port", where rank 0 listens.
 
         `start_timeout_s` bounds the meeting and the loading of the model, for which ranks may come late;
-        `timeout_s` bounds every wait after that. Raises GroupLost when the ranks don't meet.
+        `timeout_s` bounds every wait after that. Raises GroupLost when the ranks don't meet; the process can't
+        join another group then, since torch.distributed keeps count of the failure, and has to end.
         """
         group = cls(rank, size, timeout_s)
         with group.guard():

@@ -1,0 +1,95 @@
+"""The core's shell and its links, against workers that misbehave. Real gRPC on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from outrider.v1 import drafter_pb2, drafter_pb2_grpc
+from scheduler.core import CoreConfig
+from scheduler.driver import Driver
+from scheduler.events import DrafterDown, DrafterUp, Event, Tick
+from scheduler.links import DrafterLink
+
+TIMEOUT_S = 60.0
+
+
+class RudeDrafter(drafter_pb2_grpc.DrafterServicer):
+    """Says hello, reads a few orders, and drops the stream while more are on their way."""
+
+    def __init__(self) -> None:
+        self.num_streams = 0
+
+    async def Describe(self, request: Any, context: Any) -> drafter_pb2.DrafterWorkerDescription:  # noqa: N802
+        return drafter_pb2.DrafterWorkerDescription(name="rude", drafters=[{"name": "rude", "kind": "ngram"}])
+
+    async def Connect(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        self.num_streams += 1
+        num_orders = 0
+        async for _ in request_iterator:
+            num_orders += 1
+            if num_orders == self.num_streams % 7 + 1:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "I have had enough")
+
+
+async def no_vocabulary() -> Any:
+    return drafter_pb2.DrafterDescription().vocabulary
+
+
+async def test_a_worker_that_drops_its_stream_under_a_burst_of_orders_costs_its_session_alone() -> None:
+    rude, server = RudeDrafter(), grpc.aio.server()
+    drafter_pb2_grpc.add_DrafterServicer_to_server(rude, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    events: list[Event] = []
+    enough = asyncio.Event()
+
+    def take(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, DrafterUp):
+            for _ in range(200):
+                link.send(drafter_pb2.DrafterCommand(orders={"orders": [{"committed_len": 1}]}))
+        elif sum(isinstance(event, DrafterDown) for event in events) == 12:
+            enough.set()
+
+    link = DrafterLink(address, take, no_vocabulary)
+    running = asyncio.create_task(link.run())
+    ended = asyncio.create_task(enough.wait())
+    await asyncio.wait([running, ended], timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    assert not running.done(), "the link itself must go on"
+    assert enough.is_set()
+    assert [type(event) for event in events[:4]] == [DrafterUp, DrafterDown, DrafterUp, DrafterDown]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await server.stop(0)
+
+
+async def test_a_defect_in_the_core_ends_the_scheduler_and_not_only_its_timer() -> None:
+    driver = Driver(CoreConfig(), max_queued_requests=4)
+
+    def fail(event: Event, now_s: float) -> Any:
+        raise ZeroDivisionError("a defect")
+
+    driver.core.handle = fail  # type: ignore[method-assign]
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    asyncio.get_running_loop().call_soon(driver.post, Tick())
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(driver.wait_failed(), TIMEOUT_S)
+
+
+async def test_overlapping_changes_of_workers_end_with_the_last_one() -> None:
+    driver = Driver(CoreConfig(), max_queued_requests=4)
+    addresses = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]
+    await driver.set_workers(addresses[:1], addresses[1:])
+    await asyncio.gather(
+        driver.set_workers([], addresses[1:2]), driver.set_workers([], []), driver.set_workers([], addresses[2:])
+    )
+    assert [link.address for link in driver.drafter_links] == addresses[2:]
+    await asyncio.gather(driver.set_workers(addresses, addresses), driver.stop())
+    assert not list(driver.target_links)
+    assert not list(driver.drafter_links)
