@@ -17,8 +17,9 @@ from outrider.errors import InternalError
 from outrider.rpc import DEFAULT_PORT, server_options
 from scheduler.core import CoreConfig
 from scheduler.driver import Driver
+from scheduler.information import ServiceLimits
 from scheduler.policy import PolicyConfig
-from scheduler.service import SERVICE_NAME, InferenceService, ServiceLimits
+from scheduler.service import SERVICE_NAME, InferenceService
 
 log = logging.getLogger(__name__)
 

@@ -23,12 +23,11 @@ from outrider.errors import (
     ServerUnavailable,
     status_of,
 )
-from outrider.rpc import MAX_MESSAGE_BYTES
 from outrider.v1 import inference_pb2 as pb
 from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
 from scheduler.driver import Driver, Mailbox, ServedModel
 from scheduler.events import Finish, NewRequest, Stopped
-from scheduler.links import DrafterLink, TargetLink
+from scheduler.information import ServiceLimits, model_info, server_info
 from scheduler.malformed import Malformed, parser
 from scheduler.responses import SentTokens, finished, started
 from scheduler.text import TextStream
@@ -41,13 +40,6 @@ MAX_ERROR_CHARS = 4000  # gRPC sends a status in at most 8 KiB of headers, and d
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceLimits:
-    max_running_requests: int
-    max_queued_requests: int
-    max_nodes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +69,23 @@ class InferenceService:
                 response_serializer=pb.GenerateResponse.SerializeToString,
             ),
             "GetModelInfo": grpc.unary_unary_rpc_method_handler(
-                _unary(self.get_model_info),
+                _unary(self._get_model_info),
                 request_deserializer=parser(pb.GetModelInfoRequest),
                 response_serializer=pb.GetModelInfoResponse.SerializeToString,
             ),
             "GetServerInfo": grpc.unary_unary_rpc_method_handler(
-                _unary(self.get_server_info),
+                _unary(self._get_server_info),
                 request_deserializer=parser(pb.GetServerInfoRequest),
                 response_serializer=pb.GetServerInfoResponse.SerializeToString,
             ),
         }
         return grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
+
+    async def _get_model_info(self, _: pb.GetModelInfoRequest) -> pb.GetModelInfoResponse:
+        return model_info(self._driver)
+
+    async def _get_server_info(self, _: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
+        return server_info(self._driver, self._limits, self._version, is_draining=self.is_draining)
 
     # ── Generate ────────────────────────────────────────────────────────────────────────────────────
 
@@ -197,80 +195,6 @@ class InferenceService:
             max_kv_tokens=max_kv_tokens,
             max_nodes=self._limits.max_nodes,
         )
-
-    # ── information ─────────────────────────────────────────────────────────────────────────────────
-
-    async def get_model_info(self, _: pb.GetModelInfoRequest) -> pb.GetModelInfoResponse:
-        model = self._driver.served_model()
-        return pb.GetModelInfoResponse(
-            model=model.description.model,
-            vocab_size=model.description.vocabulary.size,
-            max_context=model.description.max_context,
-            end_token_ids=model.description.end_token_ids,
-            dtype=model.description.dtype,
-            has_chat_template=model.tokenizer.has_chat_template,
-        )
-
-    async def get_server_info(self, _: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
-        core = self._driver.core
-        targets = [_target_info(link) for link in self._driver.target_links]
-        drafters = [info for link in self._driver.drafter_links for info in self._drafter_infos(link)]
-        num_kv_blocks = sum(link.description.num_kv_blocks for link in self._driver.target_links if link.description)
-        return pb.GetServerInfoResponse(
-            version=self._version,
-            state=self._state([*targets, *drafters]),
-            limits=pb.Limits(
-                max_running_requests=self._limits.max_running_requests,
-                max_queued_requests=self._limits.max_queued_requests,
-                max_message_bytes=MAX_MESSAGE_BYTES,
-                max_nodes_per_pass=self._limits.max_nodes,
-            ),
-            load=pb.Load(
-                num_running_requests=core.num_running,
-                num_queued_requests=core.num_queued,
-                num_free_kv_blocks=core.num_free_kv_blocks,
-                num_kv_blocks=num_kv_blocks,
-            ),
-            targets=targets,
-            drafters=drafters,
-        )
-
-    def _state(self, workers: list[pb.WorkerInfo]) -> pb.ServerState:
-        if self.is_draining:
-            return pb.SERVER_STATE_DRAINING
-        if self._driver.model is None:
-            return pb.SERVER_STATE_STARTING
-        if not self._driver.core.has_target:
-            return pb.SERVER_STATE_NOT_READY
-        usable = (pb.WORKER_STATE_READY, pb.WORKER_STATE_LATE)
-        return pb.SERVER_STATE_READY if all(w.state in usable for w in workers) else pb.SERVER_STATE_DEGRADED
-
-    def _drafter_infos(self, link: DrafterLink) -> list[pb.WorkerInfo]:
-        if link.description is None:
-            return [pb.WorkerInfo(name=link.address, kind="drafter", state=link.state, detail=link.detail)]
-        return [
-            pb.WorkerInfo(
-                name=drafter.name,
-                kind=drafter.kind,
-                model=drafter.model,
-                state=self._driver.worker_state(link, drafter.name),
-                detail=link.detail,
-                num_ranks=1,
-            )
-            for drafter in link.description.drafters
-        ]
-
-
-def _target_info(link: TargetLink) -> pb.WorkerInfo:
-    description = link.description
-    return pb.WorkerInfo(
-        name=description.name if description else link.address,
-        kind="target",
-        model=description.model if description else "",
-        state=link.state,
-        detail=link.detail,
-        num_ranks=description.num_ranks if description else 0,
-    )
 
 
 def _for_workers(sampling: pb.SamplingParams) -> pb.SamplingParams:

@@ -1,0 +1,91 @@
+"""What the scheduler says of itself: the model it serves, its limits, its load and its workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from outrider.rpc import MAX_MESSAGE_BYTES
+from outrider.v1 import inference_pb2 as pb
+from scheduler.driver import Driver
+from scheduler.links import DrafterLink, TargetLink
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    max_running_requests: int
+    max_queued_requests: int
+    max_nodes: int  # draft nodes of one request in one pass
+
+
+def model_info(driver: Driver) -> pb.GetModelInfoResponse:
+    """Raises ServerUnavailable until a target has been there."""
+    model = driver.served_model()
+    return pb.GetModelInfoResponse(
+        model=model.description.model,
+        vocab_size=model.description.vocabulary.size,
+        max_context=model.description.max_context,
+        end_token_ids=model.description.end_token_ids,
+        dtype=model.description.dtype,
+        has_chat_template=model.tokenizer.has_chat_template,
+    )
+
+
+def server_info(driver: Driver, limits: ServiceLimits, version: str, *, is_draining: bool) -> pb.GetServerInfoResponse:
+    targets = [_target_info(link) for link in driver.target_links]
+    drafters = [info for link in driver.drafter_links for info in _drafter_infos(driver, link)]
+    return pb.GetServerInfoResponse(
+        version=version,
+        state=pb.SERVER_STATE_DRAINING if is_draining else _state(driver, [*targets, *drafters]),
+        limits=pb.Limits(
+            max_running_requests=limits.max_running_requests,
+            max_queued_requests=limits.max_queued_requests,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            max_nodes_per_pass=limits.max_nodes,
+        ),
+        load=pb.Load(
+            num_running_requests=driver.core.num_running,
+            num_queued_requests=driver.core.num_queued,
+            num_free_kv_blocks=driver.core.num_free_kv_blocks,
+            num_kv_blocks=sum(link.description.num_kv_blocks for link in driver.target_links if link.description),
+        ),
+        targets=targets,
+        drafters=drafters,
+    )
+
+
+def _state(driver: Driver, workers: list[pb.WorkerInfo]) -> pb.ServerState:
+    if driver.model is None:
+        return pb.SERVER_STATE_STARTING
+    if not driver.core.has_target:
+        return pb.SERVER_STATE_NOT_READY
+    usable = (pb.WORKER_STATE_READY, pb.WORKER_STATE_LATE)
+    return pb.SERVER_STATE_READY if all(w.state in usable for w in workers) else pb.SERVER_STATE_DEGRADED
+
+
+def _target_info(link: TargetLink) -> pb.WorkerInfo:
+    description = link.description
+    return pb.WorkerInfo(
+        name=description.name if description else link.address,
+        kind="target",
+        model=description.model if description else "",
+        state=link.state,
+        detail=link.detail,
+        num_ranks=description.num_ranks if description else 0,
+    )
+
+
+def _drafter_infos(driver: Driver, link: DrafterLink) -> list[pb.WorkerInfo]:
+    """One for each drafter that the worker hosts; one for the worker while it has not said what it hosts."""
+    if link.description is None:
+        return [pb.WorkerInfo(name=link.address, kind="drafter", state=link.state, detail=link.detail)]
+    return [
+        pb.WorkerInfo(
+            name=drafter.name,
+            kind=drafter.kind,
+            model=drafter.model,
+            state=driver.worker_state(link, drafter.name),
+            detail=link.detail,
+            num_ranks=1,
+        )
+        for drafter in link.description.drafters
+    ]
