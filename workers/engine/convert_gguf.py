@@ -39,3 +39,5 @@ def convert_gguf(
         raise InvalidRequest(f"{file.name} can't be converted: {err}") from err
     module.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # transformers saves a model on rank 0 alone, and says nothing on the others.
+    assert any(folder.glob("*.safetensors")), "convert before the process joins a group of ranks"

@@ -97,8 +97,9 @@ class TargetServer:
             await self._thread.close()
 
     def _load(self) -> tuple[Checkpoint, Engine]:
+        checkpoint = _prepare(self._config)
         self._group = _join(self._config, rank=0)
-        return _load(self._config, self._group)
+        return checkpoint, _engine(self._config, checkpoint, self._group)
 
     def _leave(self) -> None:
         group, self._group = self._group, None
@@ -123,12 +124,13 @@ def serve_follower(config: TargetConfig, rank: int, stop: threading.Event | None
 
     Raises GroupLost when rank 0 is gone, and what keeps the model from being loaded.
     """
-    group = _join(config, rank)
-    if group is None:
+    if config.tensor_parallel == 1:
         raise InvalidRequest.of("tensor_parallel", config.tensor_parallel, "a target of one rank has no followers")
+    checkpoint = _prepare(config)
+    group = _join(config, rank)
+    assert group is not None
     try:
-        _, engine = _load(config, group)
-        group.follow(engine, stop)
+        group.follow(_engine(config, checkpoint, group), stop)
     finally:
         group.leave()
 
@@ -147,10 +149,15 @@ def _join(config: TargetConfig, rank: int) -> Group | None:
     )
 
 
-def _load(config: TargetConfig, group: Group | None) -> tuple[Checkpoint, Engine]:
+def _prepare(config: TargetConfig) -> Checkpoint:
+    """Before the group is joined: a download or conversion takes as long as it takes, and transformers saves
+    nothing in a process that is a rank above 0."""
     set_num_threads(config.threads)
-    checkpoint = prepare_checkpoint(config.model, tensor_parallel=config.tensor_parallel, cache_dir=config.cache_dir)
-    engine = Engine(
+    return prepare_checkpoint(config.model, tensor_parallel=config.tensor_parallel, cache_dir=config.cache_dir)
+
+
+def _engine(config: TargetConfig, checkpoint: Checkpoint, group: Group | None) -> Engine:
+    return Engine(
         checkpoint,
         device=config.device,
         dtype=config.dtype,
@@ -159,7 +166,6 @@ def _load(config: TargetConfig, group: Group | None) -> tuple[Checkpoint, Engine
         kv_cache_bytes=config.kv_cache_bytes,
         group=group,
     )
-    return checkpoint, engine
 
 
 async def _tick(thread: EngineThread, group: Group) -> None:
