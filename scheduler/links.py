@@ -20,9 +20,9 @@ from outrider.errors import OutriderError
 from outrider.rpc import link_options
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1 import worker_pb2
-from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport, DrafterWorkerDescription
+from outrider.v1.drafter_pb2 import DrafterReport, DrafterWorkerDescription
 from outrider.v1.drafter_pb2_grpc import DrafterStub
-from outrider.v1.target_pb2 import GetTokenizerRequest, TargetCommand, TargetDescription, TargetReport
+from outrider.v1.target_pb2 import GetTokenizerRequest, TargetDescription, TargetReport
 from outrider.v1.target_pb2_grpc import TargetStub
 from scheduler.events import DrafterDown, DrafterUp, Event, Grown, TargetDown, TargetFacts, TargetUp
 from scheduler.messages import growths_of, pass_done_of
@@ -169,9 +169,6 @@ class TargetLink(Link):
         finally:
             self._post(TargetDown())
 
-    def send_command(self, command: TargetCommand) -> None:
-        self.send(command)
-
     def _take(self, report: TargetReport) -> None:
         if report.HasField("pass_result"):
             self._post(pass_done_of(report.pass_result))
@@ -201,9 +198,6 @@ class DrafterLink(Link):
             await self._exchange(call, self._take)
         finally:
             self._post(DrafterDown(self.address))
-
-    def send_command(self, command: DrafterCommand) -> None:
-        self.send(command)
 
     def _take(self, report: DrafterReport) -> None:
         self._post(Grown(list(growths_of(self.address, report.growths))))
