@@ -7,6 +7,7 @@ in transformers' mask interface on purpose: then no mask is built there, and our
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -15,16 +16,21 @@ from transformers import AttentionInterface
 from outrider.errors import Unsupported
 from workers.engine.kv_store import KVStore
 from workers.engine.layout import Layout
+from workers.engine.reference_attention import RowView, row_views
 
 NAME = "outrider_paged"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PagedPass:
     """What the function needs of the current pass; handed to the model as the keyword `paged_pass`."""
 
     layout: Layout
     store: KVStore
+
+    @cached_property
+    def rows(self) -> list[RowView]:
+        return row_views(self.layout)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Write the pass's keys and values, then let each row attend to its own slots.
@@ -34,13 +40,13 @@ class PagedPass:
         """
         self.store.write(layer, self.layout.slot_mapping, key[0].transpose(0, 1), value[0].transpose(0, 1))
         output = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3])
-        for row in self.layout.rows:
+        for row in self.rows:
             keys, values = self.store.read(layer, row.slots)
             attended = scaled_dot_product_attention(
                 query[:, :, row.start : row.end],
                 keys.transpose(0, 1)[None],
                 values.transpose(0, 1)[None],
-                attn_mask=row.mask,
+                attn_mask=row.seen,
                 scale=scaling,
                 enable_gqa=True,
             )

@@ -1,4 +1,4 @@
-"""Where everything in a batch lies: positions, slots, masks and logits rows, worked out once a pass on each rank.
+"""Where everything in a batch lies: positions, slots, parents and logits rows, worked out once a pass on each rank.
 
 A pass is packed: the queries of all rows stand side by side, [num_tokens], each row's tokens before its nodes.
 
@@ -7,93 +7,115 @@ A pass is packed: the queries of all rows stand side by side, [num_tokens], each
     among the queries    t0: t0          | n0: t0 t1 t2 n0
                          t1: t0 t1       | n1: t0 t1 t2 n0 n1
                          t2: t0 t1 t2    | n2: t0 t1 t2 n0 n2
+    packed parents       -1 0 1          | 2 3 3
+
+So a query sees its row's context, itself, and whatever its parents lead to. A layer with a sliding window sees of
+these only the keys less than a window behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.engine.batch import Batch, BatchRow
+from workers.engine.batch import Batch, Ints, cumulated, node_depths
 
-
-@dataclass(frozen=True, slots=True)
-class RowLayout:
-    start: int  # of the row's queries in the packed pass
-    end: int
-    slots: Tensor  # [num_keys] i64; context first, then the row's own queries
-    mask: Tensor | None  # [num_queries, num_keys] bool, True where a query sees a key; None: every query sees all
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
+    """All that the forward of a batch needs besides the model, on the model's device."""
+
+    block_size: int
     input_ids: Tensor  # [1, num_tokens] i64
     positions: Tensor  # [1, num_tokens] i64
     slot_mapping: Tensor  # [num_tokens] i64; where each query's KV goes
     moves: Tensor  # [num_moves, 2] i64; (source slot, destination slot)
     logits_rows: Tensor  # [num_logits] i64; the queries whose logits are wanted
-    num_logits: Sequence[int]  # a row of the batch
-    rows: Sequence[RowLayout]
+    cu_queries: Tensor  # [num_rows + 1] i32; row r's queries are cu_queries[r]:cu_queries[r + 1]
+    context_lens: Tensor  # [num_rows] i32; cached before the pass
+    num_linear: Tensor  # [num_rows] i32; tokens of the row, before its nodes
+    block_tables: Tensor  # [total blocks] i32
+    cu_blocks: Tensor  # [num_rows + 1] i32; row r's block table is block_tables[cu_blocks[r]:cu_blocks[r + 1]]
+    parents: Tensor  # [num_tokens] i32; the query right before this one on its path, -1 for its row's first
 
 
 def lay_out(batch: Batch, block_size: int, device: torch.device) -> Layout:
-    """Everything that the forward of a batch needs besides the model, on `device`."""
-    input_ids: list[int] = []
-    positions: list[int] = []
-    logits_rows: list[int] = []
-    rows: list[RowLayout] = []
-    for placed in batch.rows:
-        row, start = placed.row, len(input_ids)
-        input_ids += [*row.tokens, *row.node_tokens]
-        positions += _positions(placed)
-        end = len(input_ids)
-        logits_rows += range(end - row.num_logits, end)
-        mask = _mask(placed)
-        slots = _slots(placed, block_size).to(device)
-        rows.append(RowLayout(start, end, slots, None if mask is None else mask.to(device)))
-    own_slots = [row.slots[len(row.slots) - (row.end - row.start) :] for row in rows]
-    return Layout(
-        input_ids=torch.tensor([input_ids], device=device),
-        positions=torch.tensor([positions], device=device),
-        slot_mapping=torch.cat(own_slots),
-        moves=torch.tensor(batch.moves, dtype=torch.int64, device=device).reshape(-1, 2),
-        logits_rows=torch.tensor(logits_rows, dtype=torch.int64, device=device),
-        num_logits=[placed.row.num_logits for placed in batch.rows],
-        rows=rows,
+    """The layout of a batch, on `device`."""
+    num_queries = batch.num_linear + batch.num_nodes
+    cu_queries, cu_blocks = cumulated(num_queries), cumulated(batch.num_blocks)
+    row_of = np.repeat(np.arange(len(num_queries)), num_queries)
+    within = np.arange(cu_queries[-1]) - cu_queries[row_of]  # each query's number in its row
+    places = batch.context_lens[row_of] + within  # a node's place in the block table is not its position
+    is_node = within >= batch.num_linear[row_of]
+    blocks = batch.block_tables[cu_blocks[row_of] + places // block_size]
+    long = _on_device(
+        [
+            batch.tokens,
+            _positions(batch, places, is_node),
+            blocks * block_size + places % block_size,
+            batch.moves.reshape(-1),
+            _logits_rows(batch, cu_queries),
+        ],
+        np.int64,
+        device,
     )
+    short = _on_device(
+        [
+            cu_queries,
+            batch.context_lens,
+            batch.num_linear,
+            batch.block_tables,
+            cu_blocks,
+            _parents(batch, cu_queries, within, is_node),
+        ],
+        np.int32,
+        device,
+    )
+    input_ids, positions, slot_mapping, moves, logits_rows = long
+    return Layout(block_size, input_ids[None], positions[None], slot_mapping, moves.view(-1, 2), logits_rows, *short)
 
 
-def _positions(placed: BatchRow) -> list[int]:
-    """Positions of a row's queries, [num_queries]: a node stands at the last token's position plus its depth."""
-    row = placed.row
-    positions = list(range(placed.context_len, placed.context_len + len(row.tokens)))
-    last, first_node = positions[-1], len(positions)
-    for parent in row.node_parents:
-        positions.append(1 + (last if parent < 0 else positions[first_node + parent]))
+def _positions(
+    batch: Batch,
+    places: Ints,  # [num_tokens]
+    is_node: Flags,  # [num_tokens]
+) -> Ints:
+    """Positions of the queries, [num_tokens]: a node stands at its row's last token plus its depth."""
+    last = np.repeat(batch.context_lens + batch.num_linear - 1, batch.num_nodes)
+    positions = places.copy()
+    positions[is_node] = last + node_depths(batch.node_parents, batch.num_nodes)
     return positions
 
 
-def _slots(placed: BatchRow, block_size: int) -> Tensor:
-    """Slots of a row's context and queries, in order: [num_keys] i64."""
-    blocks = torch.tensor(placed.block_table, dtype=torch.int64)
-    slots = (blocks[:, None] * block_size + torch.arange(block_size)).flatten()
-    return slots[: placed.context_len + placed.row.num_tokens]
+def _parents(
+    batch: Batch,
+    cu_queries: Ints,  # [num_rows + 1]
+    within: Ints,  # [num_tokens]
+    is_node: Flags,  # [num_tokens]
+) -> Ints:
+    first_node = np.repeat(cu_queries[:-1] + batch.num_linear, batch.num_nodes)
+    parents = np.where(within == 0, -1, np.arange(len(within)) - 1)
+    parents[is_node] = first_node + batch.node_parents  # -1 leads to the row's last token
+    return parents
 
 
-def _mask(placed: BatchRow) -> Tensor | None:
-    """Which keys each query sees, [num_queries, num_keys] bool; None for one query, which sees them all."""
-    row, num_linear, num_queries = placed.row, len(placed.row.tokens), placed.row.num_tokens
-    if num_queries == 1:
-        return None
-    mask = torch.ones(num_queries, placed.context_len + num_queries, dtype=torch.bool)
-    among = mask[:, placed.context_len :]
-    among[:num_linear] = torch.ones(num_linear, num_queries, dtype=torch.bool).tril()
-    among[num_linear:, num_linear:] = False
-    for node, parent in enumerate(row.node_parents):
-        if parent >= 0:
-            among[num_linear + node] = among[num_linear + parent]
-        among[num_linear + node, num_linear + node] = True
-    return mask
+def _logits_rows(
+    batch: Batch,
+    cu_queries: Ints,  # [num_rows + 1]
+) -> Ints:
+    """The last num_logits queries of each row: [num_logits]."""
+    cu_logits = cumulated(batch.num_logits)
+    shift = cu_queries[1:] - cu_logits[1:]
+    return np.arange(cu_logits[-1]) + np.repeat(shift, batch.num_logits)
+
+
+def _on_device(arrays: list[Ints], dtype: type[np.int64] | type[np.int32], device: torch.device) -> tuple[Tensor, ...]:
+    """The arrays as tensors, sent in one transfer."""
+    joined = torch.from_numpy(np.concatenate(arrays, dtype=dtype, casting="same_kind")).to(device)
+    return torch.split(joined, [len(array) for array in arrays])

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from outrider.errors import InvalidRequest
 from outrider.tree import check_parents
 from workers.engine.attention import PagedPass
-from workers.engine.batch import Batch, BatchRow, Row
+from workers.engine.batch import Batch, BatchRow, Row, join, node_depths
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.device import kv_cache_budget_bytes, resolve_device
 from workers.engine.kv_cache import KVCache
@@ -117,8 +118,7 @@ class Engine:
         """
         if not rows:
             return []
-        for row in rows:
-            self._check(row)
+        self._check(rows)
         if len({row.key for row in rows}) < len(rows):
             raise InvalidRequest.of("rows", [row.key for row in rows], "a request has one row in a pass")
         self._cache.allocate([(row.key, row.num_tokens) for row in rows])
@@ -134,7 +134,7 @@ class Engine:
 
     def _run(self, rows: Sequence[Row]) -> list[Tensor | None]:
         placed = [BatchRow(row, self._cache.num_cached(row.key), self._cache.block_table(row.key)) for row in rows]
-        batch = Batch(placed, self._cache.take_moves())
+        batch = Batch.of(placed, self._cache.take_moves())
         if self._group is not None:
             self._group.broadcast(batch.encode())
         logits = self._execute(batch)
@@ -162,23 +162,30 @@ class Engine:
     def _guard(self) -> AbstractContextManager[None]:
         return nullcontext() if self._group is None else self._group.guard()
 
-    def _check(self, row: Row) -> None:
-        if not row.tokens:
-            raise InvalidRequest.of("tokens", [], "a row has at least one: the logits after it start the walk")
-        if len(row.node_tokens) != len(row.node_parents):
-            raise InvalidRequest.of("node_parents", list(row.node_parents), f"there are {len(row.node_tokens)} nodes")
-        check_parents(row.node_parents)
-        for token in (*row.tokens, *row.node_tokens):
-            if not 0 <= token < self.spec.vocab_size:
-                raise InvalidRequest.of("token", token, f"the vocabulary has {self.spec.vocab_size}")
-        end = self.num_cached(row.key) + len(row.tokens) + _depth(row.node_parents)
+    def _check(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if not row.tokens:
+                raise InvalidRequest.of("tokens", [], "a row has at least one: the logits after it start the walk")
+            if len(row.node_tokens) != len(row.node_parents):
+                raise InvalidRequest.of(
+                    "node_parents", list(row.node_parents), f"there are {len(row.node_tokens)} nodes"
+                )
+            check_parents(row.node_parents)
+        tokens = join([part for row in rows for part in (row.tokens, row.node_tokens)])
+        if len(outside := tokens[(tokens < 0) | (tokens >= self.spec.vocab_size)]):
+            raise InvalidRequest.of("token", int(outside[0]), f"the vocabulary has {self.spec.vocab_size}")
+        end = max(
+            self.num_cached(row.key) + len(row.tokens) + depth
+            for row, depth in zip(rows, _tree_depths(rows), strict=True)
+        )
         if end > self.spec.max_context:
             raise InvalidRequest.of("tokens", end, f"the model's context holds {self.spec.max_context}")
 
 
-def _depth(parents: Sequence[int]) -> int:
-    """Nodes on the longest path."""
-    depths: list[int] = []
-    for parent in parents:
-        depths.append(1 if parent < 0 else depths[parent] + 1)
-    return max(depths, default=0)
+def _tree_depths(rows: Sequence[Row]) -> list[int]:
+    """Nodes on the longest path of each row."""
+    num_nodes = np.array([len(row.node_parents) for row in rows])
+    depths = node_depths(join([row.node_parents for row in rows]), num_nodes)
+    deepest = np.zeros(len(rows), np.int64)
+    np.maximum.at(deepest, np.repeat(np.arange(len(rows)), num_nodes), depths)
+    return deepest.tolist()
