@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from workers.engine.batch import Batch, BatchRow, Row
 from workers.engine.layout import lay_out
-from workers.engine.reference_attention import row_views
+from workers.engine.row_view import row_views
 
 BLOCK_SIZE = 4
 CPU = torch.device("cpu")

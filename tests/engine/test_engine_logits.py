@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    Gemma2Config,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
 
-from outrider.errors import InvalidRequest, Unsupported
+from outrider.errors import InvalidRequest
 from outrider.tree import TreeError
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint
@@ -27,31 +18,6 @@ from workers.engine.kv_cache import OutOfBlocks
 from workers.engine.runner import Engine
 
 TOLERANCE = 1e-4
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-SERVED = [
-    LlamaConfig(**SIZES),
-    LlamaConfig(**SIZES, tie_word_embeddings=True, attention_bias=True),
-    Qwen2Config(**SIZES),
-    Qwen3Config(**SIZES, head_dim=16),
-    MistralConfig(**SIZES, sliding_window=None),
-    MistralConfig(**SIZES, sliding_window=64),  # holds the whole context
-]
-REFUSED = [
-    (MistralConfig(**SIZES, sliding_window=16), "a sliding window of 16 tokens, shorter than its context of 64"),
-    (Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1), "a sliding window of 16"),
-    (Gemma2Config(**SIZES, head_dim=8, sliding_window=64), "soft-capped attention scores"),
-    (LlamaConfig(**SIZES, rope_parameters=DYNAMIC_ROPE), "rotary embeddings of type dynamic"),
-]
-
 LogitsOf = Callable[[Path, Sequence[int]], Tensor]
 
 
@@ -59,68 +25,10 @@ def random_tokens(seed: int, count: int) -> list[int]:
     return torch.randint(0, 61, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@pytest.mark.parametrize("config", SERVED, ids=lambda config: config.model_type)
-def test_prompts_chains_and_trees_in_one_pass_give_the_models_own_logits(
-    config: PreTrainedConfig, save_model: Callable[[PreTrainedConfig], Path], plain_logits: LogitsOf
-) -> None:
-    folder = save_model(config)
-    engine = Engine(Checkpoint(folder, "tiny"), block_size=4, kv_cache_bytes=1 << 18)
-    prompts = {1: random_tokens(1, 7), 2: random_tokens(2, 13), 3: random_tokens(3, 5)}
-    for key in prompts:
-        engine.open(key)
-    first = engine.forward([Row(1, prompts[1]), Row(2, prompts[2][:6], wants_logits=False)])
-    second = engine.forward(
-        [
-            Row(1, [8], [11, 12, 13, 14], [-1, 0, -1, 2]),  # a tree of two branches
-            Row(2, prompts[2][6:]),  # the rest of a prompt
-            Row(3, prompts[3], [21, 22], [-1, 0]),  # a whole prompt with a chain below it
-        ]
-    )
-    assert first[1] is None
-    expected = [
-        (first[0], 0, prompts[1]),
-        (second[0], 0, [*prompts[1], 8]),
-        (second[0], 1, [*prompts[1], 8, 11]),
-        (second[0], 2, [*prompts[1], 8, 11, 12]),
-        (second[0], 3, [*prompts[1], 8, 13]),
-        (second[0], 4, [*prompts[1], 8, 13, 14]),
-        (second[1], 0, prompts[2]),
-        (second[2], 0, prompts[3]),
-        (second[2], 2, [*prompts[3], 21, 22]),
-    ]
-    for logits, index, path in expected:
-        assert logits is not None
-        assert logits.dtype == torch.float32
-        torch.testing.assert_close(logits[index], plain_logits(folder, path)[-1], atol=TOLERANCE, rtol=0)
-
-
 def test_the_specification_comes_from_the_checkpoint(tiny_engine: Engine) -> None:
     spec = tiny_engine.spec
     assert (spec.num_layers, spec.num_kv_heads, spec.head_dim, spec.vocab_size) == (2, 3, 8, 61)
     assert (spec.max_context, spec.end_token_ids, spec.dtype, spec.name) == (64, (3, 5), "float32", "tiny")
-
-
-@pytest.mark.parametrize(("config", "reason"), REFUSED, ids=lambda value: getattr(value, "model_type", ""))
-def test_attention_that_we_would_get_wrong_is_refused_by_name(
-    config: PreTrainedConfig, reason: str, save_model: Callable[[PreTrainedConfig], Path]
-) -> None:
-    with pytest.raises(Unsupported, match=rf"a-name \({config.model_type}\): .*{reason}"):
-        Engine(Checkpoint(save_model(config), "a-name"), kv_cache_bytes=1 << 18)
-
-
-def test_positions_learned_as_embeddings_are_served_too(
-    save_model: Callable[[PreTrainedConfig], Path], plain_logits: LogitsOf
-) -> None:
-    folder = save_model(
-        GPT2Config(vocab_size=61, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
-    )
-    engine = Engine(Checkpoint(folder, "tiny"), block_size=4, kv_cache_bytes=1 << 18)
-    engine.open(1)
-    (logits,) = engine.forward([Row(1, [1, 2, 3], [4, 5], [-1, -1])])
-    assert logits is not None
-    for node, token in enumerate([4, 5]):
-        expected = plain_logits(folder, [1, 2, 3, token])[-1]
-        torch.testing.assert_close(logits[1 + node], expected, atol=TOLERANCE, rtol=0)
 
 
 def test_accepted_nodes_survive_their_blocks_going_to_another_request(

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel
 
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint, prepare_checkpoint
@@ -22,22 +22,26 @@ MAX_CONTEXT = 40
 NUM_BLOCKS = 9  # too few for all requests at once: blocks change hands all the time
 BLOCK_SIZE = 4
 KEYS = range(4)
-CONFIG = LlamaConfig(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=MAX_CONTEXT,
-)
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_CONTEXT,
+}
+CONFIGS = {
+    "whole context": LlamaConfig(**SIZES),
+    "sliding window": MistralConfig(**SIZES, sliding_window=5),
+}
 tokens = st.integers(0, VOCAB - 1)
 
 
 @functools.cache
-def engine_and_model() -> tuple[Engine, PreTrainedModel]:
+def engine_and_model(config: str) -> tuple[Engine, PreTrainedModel]:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIG)
+    model = AutoModelForCausalLM.from_config(CONFIGS[config])
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,17 +54,19 @@ def engine_and_model() -> tuple[Engine, PreTrainedModel]:
 
 @functools.lru_cache(maxsize=4096)
 @torch.inference_mode()
-def plain_logits(path: tuple[int, ...]) -> Tensor:
-    logits: Tensor = engine_and_model()[1](input_ids=torch.tensor([path])).logits[0, -1]
+def plain_logits(config: str, path: tuple[int, ...]) -> Tensor:
+    logits: Tensor = engine_and_model(config)[1](input_ids=torch.tensor([path])).logits[0, -1]
     return logits
 
 
 class EngineStates(RuleBasedStateMachine):
     """Beside the engine stand plain lists: each request's committed tokens, and the tree of its last pass."""
 
+    config = "whole context"
+
     def __init__(self) -> None:
         super().__init__()
-        self.engine = engine_and_model()[0]
+        self.engine = engine_and_model(self.config)[0]
         for key in KEYS:
             self.engine.close(key)
         self.committed: dict[int, tuple[int, ...]] = {}
@@ -139,9 +145,15 @@ class EngineStates(RuleBasedStateMachine):
         paths = [self.committed[key]]
         for token, parent in zip(*self.trees[key], strict=True):
             paths.append((*paths[1 + parent], token))
-        expected = torch.stack([plain_logits(path) for path in paths])
+        expected = torch.stack([plain_logits(self.config, path) for path in paths])
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
+class WindowedStates(EngineStates):
+    config = "sliding window"
+
+
 EngineStates.TestCase.settings = settings(derandomize=True, max_examples=150, stateful_step_count=25, deadline=None)
+WindowedStates.TestCase.settings = settings(derandomize=True, max_examples=30, stateful_step_count=25, deadline=None)
 test_any_history_leaves_what_a_plain_forward_computes = EngineStates.TestCase
+test_any_history_leaves_what_a_plain_forward_computes_in_a_window = WindowedStates.TestCase

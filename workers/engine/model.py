@@ -1,12 +1,14 @@
 """Loading a model: transformers' own class, unmodified, with our attention function and its own tensor-parallel plan.
 
-Whether our attention serves a model exactly is not looked up in a list of names: the freshly loaded model runs
-two tokens through a probe, and what it asks of its attention there decides.
+Whether our attention serves a model exactly is not looked up in a list of names. The freshly loaded model runs two
+tokens through a probe (`probe.py`), and what it asks of its attention decides; then a few more (`self_check.py`),
+and what it answers must be what transformers computes. Whatever does not pass is refused, with the reason.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +19,14 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from outrider.errors import InvalidRequest, Unsupported
-from workers.engine import attention
+from workers.engine import attention, self_check
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.device import resolve_dtype
 from workers.engine.head_padding import num_kv_heads_of
 from workers.engine.kv_store import KVShape
+from workers.engine.probe import probe
 
 _log = logging.getLogger(__name__)
-_SERVED_LAYERS = {"full_attention", "sliding_attention"}  # the latter where the window holds the whole context
-
-_LENGTH_DEPENDENT_ROPES = {"dynamic", "longrope"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,21 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str, tensor_
         raise InvalidRequest.of("tensor_parallel", tensor_parallel, "prepare the checkpoint for as many ranks first")
     max_context = getattr(config, "max_position_embeddings", None)
     if max_context is None:
-        raise Unsupported(f"{checkpoint.model}: config.json has no max_position_embeddings")
+        raise Unsupported(f"{checkpoint.model} ({config.model_type}): config.json has no max_position_embeddings")
     try:
-        num_kv_heads, head_dim = _probe(module, config, max_context)
+        _refuse_changing_rope(module, max_context)
+        asked = probe(module, attention.NAME, max_context)[0]  # all layers ask for the same shapes
+        if asked.num_kv_heads * tensor_parallel != num_kv_heads_of(config):
+            raise Unsupported("transformers has no plan that divides its heads")
+        kv_shape = KVShape(config.num_hidden_layers, asked.num_kv_heads, asked.head_dim, module.dtype)
+        self_check.check(module, kv_shape, config.vocab_size)
     except Unsupported as err:
         raise Unsupported(f"{checkpoint.model} ({config.model_type}): {err}") from err
-    if num_kv_heads * tensor_parallel != num_kv_heads_of(config):
-        raise Unsupported(f"{checkpoint.model} ({config.model_type}): transformers has no plan that divides its heads")
-    kv_shape = KVShape(config.num_hidden_layers, num_kv_heads, head_dim, module.dtype)
     spec = ModelSpec(
         name=checkpoint.model,
         num_layers=config.num_hidden_layers,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
+        num_kv_heads=asked.num_kv_heads,
+        head_dim=asked.head_dim,
         vocab_size=config.vocab_size,
         max_context=max_context,
         end_token_ids=_end_token_ids(module),
@@ -104,6 +106,10 @@ def _load_module(checkpoint: Checkpoint, device: torch.device, dtype: str, tenso
             **placement,
         )
     except (OSError, ValueError, KeyError) as err:
+        if attention.NAME in str(err):  # older families keep a table of their own attention classes
+            raise Unsupported(
+                f"{checkpoint.model}: it does not take its attention from transformers' attention interface"
+            ) from err
         raise InvalidRequest(f"{checkpoint.model} can't be loaded: {err}") from err
     if info["missing_keys"]:
         raise InvalidRequest(f"{checkpoint.model} can't be loaded: no weights for {sorted(info['missing_keys'])}")
@@ -111,35 +117,25 @@ def _load_module(checkpoint: Checkpoint, device: torch.device, dtype: str, tenso
     return loaded
 
 
-@torch.inference_mode()
-def _probe(module: PreTrainedModel, config: Any, max_context: int) -> tuple[int, int]:
-    """The (num_kv_heads, head_dim) that every layer has here. Raises Unsupported where we would not be exact."""
-    if other := set(getattr(config, "layer_types", None) or ()) - _SERVED_LAYERS:
-        raise Unsupported(f"layers of type {', '.join(sorted(other))} are not served")
-    if depending := _rope_types(module) & _LENGTH_DEPENDENT_ROPES:
-        raise Unsupported(f"rotary embeddings of type {depending.pop()} change with the longest row of a pass")
-    probe = attention.Probe()
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=module.device)
-    module(input_ids=ids, position_ids=torch.arange(2, device=module.device)[None], use_cache=False, paged_pass=probe)
-    if set(probe.shapes) != set(range(config.num_hidden_layers)):
-        raise Unsupported("not every layer takes its attention from transformers' attention interface")
-    if probe.window is not None and probe.window < max_context:
-        raise Unsupported(f"a sliding window of {probe.window} tokens, shorter than its context of {max_context}")
-    if len(shapes := set(probe.shapes.values())) > 1:
-        raise Unsupported(f"layers with different (KV heads, head size): {sorted(shapes)}")
-    return shapes.pop()
-
-
-def _rope_types(module: PreTrainedModel) -> set[str]:
-    """The kinds of rotary embedding in a model; a family with two kinds of layers may have two."""
-    found: set[str] = set()
+def _refuse_changing_rope(module: PreTrainedModel, max_context: int) -> None:
+    """Raises Unsupported where a token's rotary embedding would depend on how long the other rows of a pass are."""
     for part in module.modules():
         kinds = getattr(part, "rope_type", None)
-        if isinstance(kinds, str):
-            found.add(kinds)
-        elif isinstance(kinds, dict):
-            found.update(kinds.values())
-    return found
+        for kind in kinds.values() if isinstance(kinds, dict) else [kinds]:
+            if isinstance(kind, str) and _longest_unchanged(part, kind) < max_context:
+                raise Unsupported(f"rotary embeddings of type {kind} change with the longest row of a pass")
+
+
+def _longest_unchanged(rope: Any, kind: str) -> float:
+    """The longest row whose rotary embedding is the usual one: transformers computes it anew for rows beyond."""
+    longest: float = math.inf
+    if "dynamic" in kind:
+        longest = min(rope.max_seq_len_cached, rope.original_max_seq_len)
+    if kind == "longrope":
+        given = rope.config.rope_parameters
+        each = [given, *(one for one in given.values() if isinstance(one, dict))]
+        longest = min((one[key] for one in each if (key := "original_max_position_embeddings") in one), default=0)
+    return longest
 
 
 def _end_token_ids(module: PreTrainedModel) -> tuple[int, ...]:
