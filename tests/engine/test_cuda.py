@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import Gemma2Config, GptOssConfig, LlamaConfig, PreTrainedConfig
 
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint
@@ -37,3 +39,57 @@ def test_a_tree_on_cuda_has_the_logits_of_the_cpu(tiny_llama: Path) -> None:
         assert on_cpu is not None
         assert on_cuda is not None
         torch.testing.assert_close(on_cuda.cpu(), on_cpu, atol=1e-3, rtol=0)
+
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 64,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+}
+WINDOWED = {"sliding_window": 200, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SIZES),
+        Gemma2Config(**SIZES, **WINDOWED, attn_logit_softcapping=1.5),
+        GptOssConfig(**SIZES, **WINDOWED, num_local_experts=4, num_experts_per_tok=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_long_mixed_passes_on_cuda_have_the_logits_of_the_cpu(
+    config: PreTrainedConfig, save_model: Callable[[PreTrainedConfig], Path]
+) -> None:
+    """Sizes from a few queries to several tiles, so that the compiled kernel meets one tile and many."""
+    draw = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(0, 61, (count,), generator=draw).tolist()
+
+    tree = [-1, 0, -1, 2, 2, 4, 4]
+    passes = [
+        [Row(1, tokens(700)), Row(2, tokens(5), tokens(7), tree)],
+        [Row(1, tokens(1), tokens(7), tree), Row(2, tokens(300)), Row(3, tokens(40), tokens(7), tree)],
+        [Row(key, tokens(1), tokens(7), tree) for key in (1, 2, 3)],
+        [Row(3, tokens(1))],
+    ]
+    folder = save_model(config)
+    on_cpu, on_cuda = (
+        Engine(Checkpoint(folder, "tiny"), device=device, dtype="float32", kv_cache_bytes=1 << 22)
+        for device in ("cpu", "cuda")
+    )
+    for engine in (on_cpu, on_cuda):
+        for key in (1, 2, 3):
+            engine.open(key)
+    for rows in passes:
+        for expected, got in zip(on_cpu.forward(rows), on_cuda.forward(rows), strict=True):
+            assert expected is not None
+            assert got is not None
+            torch.testing.assert_close(got.cpu(), expected, atol=1e-3, rtol=0)

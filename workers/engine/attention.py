@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from outrider.errors import Unsupported
+from workers.engine.flex_attention import FlexAttention
 from workers.engine.kv_store import KVStore
 from workers.engine.layout import Layout
 from workers.engine.reference_attention import ReferenceAttention
@@ -65,6 +66,8 @@ class PagedPass:
 
 def _implementation(layout: Layout, store: KVStore) -> Implementation:
     """The one place that chooses how attention is computed on a device."""
+    if layout.input_ids.device.type == "cuda":
+        return FlexAttention(layout, store)
     return ReferenceAttention(layout, store)
 
 

@@ -29,8 +29,10 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """All that the forward of a batch needs besides the model, on the model's device."""
+    """All that the forward of a batch needs besides the model, on the model's device; and the batch itself, which
+    stays on the host."""
 
+    batch: Batch
     block_size: int
     input_ids: Tensor  # [1, num_tokens] i64
     positions: Tensor  # [1, num_tokens] i64
@@ -57,7 +59,7 @@ def lay_out(batch: Batch, block_size: int, device: torch.device) -> Layout:
     long = _on_device(
         [
             batch.tokens,
-            _positions(batch, places, is_node),
+            query_positions(batch, places, is_node),
             blocks * block_size + places % block_size,
             batch.moves.reshape(-1),
             _logits_rows(batch, cu_queries),
@@ -78,12 +80,13 @@ def lay_out(batch: Batch, block_size: int, device: torch.device) -> Layout:
         device,
     )
     input_ids, positions, slot_mapping, moves, logits_rows = long
-    return Layout(block_size, input_ids[None], positions[None], slot_mapping, moves.view(-1, 2), logits_rows, *short)
+    moves = moves.view(-1, 2)
+    return Layout(batch, block_size, input_ids[None], positions[None], slot_mapping, moves, logits_rows, *short)
 
 
-def _positions(
+def query_positions(
     batch: Batch,
-    places: Ints,  # [num_tokens]
+    places: Ints,  # [num_tokens]; each query's place in its row's block table
     is_node: Flags,  # [num_tokens]
 ) -> Ints:
     """Positions of the queries, [num_tokens]: a node stands at its row's last token plus its depth."""
