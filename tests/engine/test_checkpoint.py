@@ -13,7 +13,9 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma3Config,
     GgufConfig,
+    GptOssConfig,
     LlamaConfig,
     Olmo2Config,
     Phi3Config,
@@ -159,7 +161,11 @@ def test_another_model_in_the_same_folder_is_padded_anew(
 
 @pytest.mark.parametrize(
     ("config_class", "reason"),
-    [(Phi3Config, "not four plain projections a layer"), (Olmo2Config, "normed across heads")],
+    [
+        (Phi3Config, "it has .*qkv_proj.weight beside four plain projections a layer"),
+        (Olmo2Config, "normed across heads"),
+        (GptOssConfig, "it has .*sinks beside four plain projections a layer"),
+    ],
 )
 def test_layouts_that_zero_heads_would_change_are_refused_with_the_sizes_that_work(
     config_class: type[PreTrainedConfig], reason: str, save_model: Callable[[PreTrainedConfig], Path], tmp_path: Path
@@ -175,6 +181,26 @@ def test_layouts_that_zero_heads_would_change_are_refused_with_the_sizes_that_wo
     )
     with pytest.raises(Unsupported, match=rf"{reason}; tensor_parallel may be one of \[1, 2, 3, 6\]"):
         prepare_checkpoint(str(save_model(config)), tensor_parallel=4, cache_dir=tmp_path)
+
+
+def test_the_heads_that_count_are_those_of_the_text_model(
+    save_model: Callable[[PreTrainedConfig], Path],
+    plain_logits: Callable[[Path, list[int]], torch.Tensor],
+    tmp_path: Path,
+) -> None:
+    text = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": 4}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"image_token_index": 58, "boi_token_index": 59, "eoi_token_index": 60, "mm_tokens_per_image": 4}
+    sizes = {"image_size": 28, "patch_size": 14}
+    folder = save_model(Gemma3Config(text_config=text | heads, vision_config=vision | sizes, **special))
+    engine = Engine(prepare_checkpoint(str(folder), cache_dir=tmp_path), block_size=4, kv_cache_bytes=1 << 18)
+    engine.open(1)
+    (logits,) = engine.forward([Row(1, list(range(20)))])
+    assert logits is not None
+    torch.testing.assert_close(logits[0], plain_logits(folder, list(range(20)))[-1], atol=1e-4, rtol=0)
+    with pytest.raises(Unsupported, match="it is a part of a larger model"):
+        prepare_checkpoint(str(folder), tensor_parallel=4, cache_dir=tmp_path)
 
 
 def test_a_folder_without_weights_and_a_file_of_another_kind_are_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from outrider.errors import InvalidRequest, Unsupported
 _log = logging.getLogger(__name__)
 _PROJECTION = re.compile(r"\.self_attn\.([qkvo])_proj\.(weight|bias)$")
 _HEAD_NORM = re.compile(r"\.self_attn\.[qk]_norm\.weight$")
+_OTHER = re.compile(r"\.self_attn\.(?!rotary_emb\.)")
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 
 
@@ -49,11 +50,14 @@ def num_kv_heads_of(config: PreTrainedConfig) -> int:
 
 def padding_for(folder: Path, tensor_parallel: int) -> HeadPadding | None:
     """The padding that lets tensor_parallel ranks share a model; None where its heads divide as they are."""
-    config = _read_config(folder)
+    whole = _read_config(folder)
+    config = whole.get_text_config()
     num_heads = config.num_attention_heads
     num_kv_heads = num_kv_heads_of(config)
     if num_kv_heads % tensor_parallel == 0:
         return None
+    if config is not whole:
+        raise _refusal(config, tensor_parallel, "it is a part of a larger model")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     group = num_heads // num_kv_heads
     first = -(-num_kv_heads // tensor_parallel) * tensor_parallel
@@ -130,14 +134,18 @@ def _accepts(config: PreTrainedConfig, num_heads: int, num_kv_heads: int, head_d
 
 
 def _check_layout(folder: Path, config: PreTrainedConfig, tensor_parallel: int, head_dim: int) -> None:
-    """Raises Unsupported unless q, k, v and o are tensors of their own and nothing is normed across heads."""
+    """Raises Unsupported unless q, k, v and o are tensors of their own, nothing is normed across heads, and there is
+    nothing else a head, such as a sink."""
     num_projections = 0
     for shard in folder.glob("*.safetensors"):
         with safe_open(shard, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 num_projections += bool(_PROJECTION.search(name)) and name.endswith(".weight")
-                if _HEAD_NORM.search(name) and tensors.get_slice(name).get_shape() != [head_dim]:
-                    raise _refusal(config, tensor_parallel, "its queries are normed across heads")
+                if _HEAD_NORM.search(name):
+                    if tensors.get_slice(name).get_shape() != [head_dim]:
+                        raise _refusal(config, tensor_parallel, "its queries are normed across heads")
+                elif _OTHER.search(name) and not _PROJECTION.search(name):
+                    raise _refusal(config, tensor_parallel, f"it has {name} beside four plain projections a layer")
     if num_projections != 4 * config.num_hidden_layers:
         raise _refusal(config, tensor_parallel, "its attention weights are not four plain projections a layer")
 
