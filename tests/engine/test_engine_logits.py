@@ -112,10 +112,9 @@ def test_two_rows_of_one_request_in_a_pass_are_refused(tiny_engine: Engine) -> N
 
 
 def test_a_pass_that_needs_more_than_is_free_raises_and_the_request_goes_on(
-    tiny_llama: Path, plain_logits: LogitsOf
+    tiny_llama: Path, shared_engine: Engine, plain_logits: LogitsOf
 ) -> None:
-    block_bytes = 4 * 2 * 2 * 3 * 8 * 4  # block_size, k and v, layers, KV heads, head size, float32
-    engine = Engine(Checkpoint(tiny_llama, "tiny"), block_size=4, kv_cache_bytes=3 * block_bytes)
+    engine = Engine(Checkpoint(tiny_llama, "tiny"), block_size=4, kv_cache_bytes=3 * shared_engine.block_bytes)
     assert engine.num_blocks == 3
     engine.open(1)
     engine.forward([Row(1, [1, 2, 3])])
@@ -128,13 +127,13 @@ def test_a_pass_that_needs_more_than_is_free_raises_and_the_request_goes_on(
 
 
 def test_a_failure_inside_a_pass_closes_every_request(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**kwargs: object) -> None:
+    def fail(*args: object) -> None:
         raise RuntimeError("out of memory")
 
     for key in (1, 2):
         tiny_engine.open(key)
     tiny_engine.forward([Row(2, [1, 2, 3])])
-    monkeypatch.setattr(tiny_engine, "_module", fail)
+    monkeypatch.setattr(tiny_engine._forward, "run", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         tiny_engine.forward([Row(1, [1])])
     assert not tiny_engine.is_open(1)

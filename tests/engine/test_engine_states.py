@@ -47,7 +47,7 @@ def engine_and_model(config: str) -> tuple[Engine, PreTrainedModel]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         checkpoint: Checkpoint = prepare_checkpoint(folder)
-        block_bytes = BLOCK_SIZE * 2 * 2 * 2 * 8 * 4  # k and v, layers, KV heads, head size, float32
+        block_bytes = Engine(checkpoint, block_size=BLOCK_SIZE, kv_cache_bytes=1 << 20).block_bytes
         engine = Engine(checkpoint, block_size=BLOCK_SIZE, kv_cache_bytes=NUM_BLOCKS * block_bytes)
     return engine, model
 

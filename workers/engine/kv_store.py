@@ -1,4 +1,8 @@
-"""The tensors that hold keys and values, one pair a layer, on every rank for its own heads."""
+"""The tensors that hold keys and values, one pair a layer, on every rank for its own heads.
+
+There are two, which differ in how they lie in memory: `KVStore` for attention in torch, on any device, and `PanelStore`
+for our CPU kernels.
+"""
 
 from __future__ import annotations
 
@@ -59,3 +63,39 @@ class KVStore:
         sources, destinations = moves.unbind(1)
         for held in (self.keys, self.values):
             held.index_copy_(1, destinations, held.index_select(1, sources))
+
+
+class PanelStore:
+    """The same as panels: in a block and head, a key is a column and a value is a row.
+
+    `keys` is [num_layers, num_blocks, num_kv_heads, head_dim, lines], where the first block_size lines are tokens;
+    `values` is [num_layers, num_blocks, num_kv_heads, block_size, width], where the first head_dim numbers count.
+    lines and width are whole vectors; for blocks of 16 tokens and usual heads nothing is added. The operator
+    `outrider::paged_attention` writes and reads.
+    """
+
+    _VECTOR = 16  # floats of the widest vector of any CPU
+
+    def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device: torch.device) -> None:
+        lines, width = self._padded(block_size), self._padded(shape.head_dim)
+        first = (shape.num_layers, num_blocks, shape.num_kv_heads)
+        self.keys = torch.zeros((*first, shape.head_dim, lines), dtype=shape.dtype, device=device)
+        self.values = torch.zeros((*first, block_size, width), dtype=shape.dtype, device=device)
+
+    @classmethod
+    def block_bytes(cls, shape: KVShape, block_size: int) -> int:
+        """Bytes of one block's keys and values, over all layers."""
+        numbers = shape.head_dim * cls._padded(block_size) + block_size * cls._padded(shape.head_dim)
+        return shape.num_layers * shape.num_kv_heads * numbers * shape.dtype.itemsize
+
+    def move(
+        self,
+        moves: Tensor,  # [num_moves, 2] i64; (source slot, destination slot)
+    ) -> None:
+        """Copy slots in every layer. All are read before one is written: a source may be another's destination."""
+        if len(moves):
+            torch.ops.outrider.move_kv(self.keys, self.values, moves)
+
+    @classmethod
+    def _padded(cls, count: int) -> int:
+        return -(-count // cls._VECTOR) * cls._VECTOR

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from outrider.errors import InvalidRequest, Unsupported
 from workers.engine import attention, self_check
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.device import resolve_dtype
+from workers.engine.forward import Forward, choose_forward
 from workers.engine.head_padding import num_kv_heads_of
 from workers.engine.kv_store import KVShape
 from workers.engine.probe import probe
@@ -43,15 +45,10 @@ class ModelSpec:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    module: PreTrainedModel
-    spec: ModelSpec
-    kv_shape: KVShape
-
-
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str, tensor_parallel: int) -> LoadedModel:
-    """This rank's part of a checkpoint, on its device.
+def load_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: str, tensor_parallel: int, cache_dir: Path
+) -> tuple[ModelSpec, Forward]:
+    """This rank's part of a checkpoint on its device, ready to run but for the size of its KV cache.
 
     With tensor_parallel > 1 every rank of the already joined process group calls this at the same time.
     Raises Unsupported, naming the reason, for a model that our attention could not serve exactly.
@@ -71,7 +68,8 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str, tensor_
         if asked.num_kv_heads * tensor_parallel != num_kv_heads_of(config):
             raise Unsupported("transformers has no plan that divides its heads")
         kv_shape = KVShape(config.num_hidden_layers, asked.num_kv_heads, asked.head_dim, module.dtype)
-        self_check.check(module, kv_shape, config.vocab_size)
+        forward = choose_forward(module, kv_shape, device, cache_dir)
+        self_check.check(module, forward, config.vocab_size)
     except Unsupported as err:
         raise Unsupported(f"{checkpoint.model} ({config.model_type}): {err}") from err
     spec = ModelSpec(
@@ -85,7 +83,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str, tensor_
         dtype=str(module.dtype).removeprefix("torch."),
     )
     _log.info("loaded %s: %d layers, %s on %s", spec.name, spec.num_layers, spec.dtype, device)
-    return LoadedModel(module, spec, kv_shape)
+    return spec, forward
 
 
 def _load_module(checkpoint: Checkpoint, device: torch.device, dtype: str, tensor_parallel: int) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,14 +13,12 @@ from torch import Tensor
 
 from outrider.errors import InvalidRequest
 from outrider.tree import check_parents
-from workers.engine.attention import PagedPass
 from workers.engine.batch import Batch, BatchRow, Row, join, node_depths
-from workers.engine.checkpoint import Checkpoint
+from workers.engine.checkpoint import DEFAULT_CACHE_DIR, Checkpoint
 from workers.engine.device import kv_cache_budget_bytes, resolve_device
 from workers.engine.kv_cache import KVCache
-from workers.engine.kv_store import KVStore
 from workers.engine.layout import lay_out
-from workers.engine.model import ModelSpec, load_model
+from workers.engine.model import load_model
 
 
 class Ranks(Protocol):
@@ -50,6 +49,8 @@ class Engine:
         tensor_parallel: int = 1,
         block_size: int = 16,
         kv_cache_bytes: int | None = None,
+        compiled: bool = False,
+        cache_dir: Path | None = None,
         group: Ranks | None = None,
     ) -> None:
         if tensor_parallel != (group.size if group is not None else 1):
@@ -57,18 +58,21 @@ class Engine:
         self._group = group
         self._device = resolve_device(device, group.rank if group is not None else 0)
         with self._guard():
-            model = load_model(checkpoint, self._device, dtype, tensor_parallel)
-        self._module = model.module
-        self.spec: ModelSpec = model.spec
+            self.spec, self._forward = load_model(
+                checkpoint, self._device, dtype, tensor_parallel, (cache_dir or DEFAULT_CACHE_DIR).expanduser()
+            )
         self.block_size = block_size
+        self.block_bytes = self._forward.block_bytes(block_size)
         budget = kv_cache_budget_bytes(self._device, kv_cache_bytes)
-        num_blocks = budget // (block_size * model.kv_shape.token_bytes)
+        num_blocks = budget // self.block_bytes
         if group is not None:
             num_blocks = group.loaded(num_blocks)
         if num_blocks == 0:
             raise InvalidRequest.of("kv_cache_bytes", budget, "it holds not a single block")
         self._cache = KVCache(num_blocks, block_size)
-        self._store = KVStore(model.kv_shape, num_blocks * block_size, self._device)
+        self._forward.allocate(num_blocks, block_size)
+        if compiled:
+            self._forward.compile()
 
     @property
     def num_blocks(self) -> int:
@@ -143,21 +147,11 @@ class Engine:
         parts = torch.split(logits, [row.num_logits for row in rows])
         return [part if row.wants_logits else None for row, part in zip(rows, parts, strict=True)]
 
-    @torch.inference_mode()
     def _execute(self, batch: Batch) -> Tensor:
         """The logits that the batch's rows want, side by side: [num_logits, vocab] f32."""
         layout = lay_out(batch, self.block_size, self._device)
-        self._store.move(layout.moves)
         with self._guard():
-            output = self._module(
-                input_ids=layout.input_ids,
-                position_ids=layout.positions,
-                use_cache=False,
-                logits_to_keep=layout.logits_rows,
-                paged_pass=PagedPass(layout, self._store),
-            )
-        logits: Tensor = output.logits[0].float()
-        return logits
+            return self._forward.run(layout)
 
     def _guard(self) -> AbstractContextManager[None]:
         return nullcontext() if self._group is None else self._group.guard()

@@ -15,10 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from outrider.errors import Unsupported
-from workers.engine import attention
-from workers.engine.attention import PagedPass
 from workers.engine.batch import Batch, BatchRow, Row
-from workers.engine.kv_store import KVShape, KVStore
+from workers.engine.forward import Forward
 from workers.engine.layout import lay_out
 
 _LENGTH = 12  # tokens on each path
@@ -33,10 +31,10 @@ _TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
 
 @torch.inference_mode()
-def check(module: PreTrainedModel, kv_shape: KVShape, vocab_size: int) -> None:
+def check(module: PreTrainedModel, forward: Forward, vocab_size: int) -> None:
     """Raises Unsupported where our logits are not the model's own, but for rounding."""
     paths = torch.randint(0, vocab_size, (2, _LENGTH), generator=torch.Generator().manual_seed(0))
-    ours, theirs = _ours(module, kv_shape, paths), _theirs(module, paths)
+    theirs, ours = _theirs(module, paths), _ours(forward, paths, module.device)
     error = _relative_error(ours, theirs)
     if not error <= _TOLERANCES.get(module.dtype, 0.5):  # a NaN fails, too
         raise Unsupported(f"its logits are {error:.2g} away from those that transformers computes for the same tokens")
@@ -52,32 +50,20 @@ def _relative_error(
 
 
 def _ours(
-    module: PreTrainedModel,
-    kv_shape: KVShape,
+    forward: Forward,
     paths: Tensor,  # [2, length] i64; one request each
+    device: torch.device,
 ) -> Tensor:
     """Logits after each path, [2, vocab] f32. The first path ends in a tree, as the younger of two siblings' child."""
     tree, other = paths.tolist()
-    store = KVStore(kv_shape, 7 * _BLOCK_SIZE, module.device)
+    forward.allocate(7, _BLOCK_SIZE)
     blocks = ([6, 0, 3, 5], [2, 4, 1])
     first = [Row(0, tree[:6], wants_logits=False), Row(1, other[:3], wants_logits=False)]
     second = [Row(0, tree[6:-2], [other[0], tree[-2], tree[-1]], [-1, -1, 1]), Row(1, other[3:])]
-    _forward(module, store, [BatchRow(row, 0, table) for row, table in zip(first, blocks, strict=True)])
+    placed = [BatchRow(row, 0, table) for row, table in zip(first, blocks, strict=True)]
+    forward.run(lay_out(Batch.of(placed, []), _BLOCK_SIZE, device))
     placed = [BatchRow(second[0], 6, blocks[0]), BatchRow(second[1], 3, blocks[1])]
-    return _forward(module, store, placed)[-2:]
-
-
-def _forward(module: PreTrainedModel, store: KVStore, rows: list[BatchRow]) -> Tensor:
-    layout = lay_out(Batch.of(rows, []), _BLOCK_SIZE, module.device)
-    output = module(
-        input_ids=layout.input_ids,
-        position_ids=layout.positions,
-        use_cache=False,
-        logits_to_keep=layout.logits_rows,
-        paged_pass=PagedPass(layout, store),
-    )
-    logits: Tensor = output.logits[0].float()
-    return logits
+    return forward.run(lay_out(Batch.of(placed, []), _BLOCK_SIZE, device))[-2:]
 
 
 def _theirs(
@@ -85,7 +71,8 @@ def _theirs(
     paths: Tensor,  # [2, length] i64
 ) -> Tensor:
     """The same by transformers' plain forward, with the attention that its authors wrote beside the model."""
+    ours = module.config._attn_implementation
     module.set_attn_implementation("eager")
     logits: Tensor = module(input_ids=paths.to(module.device), use_cache=False).logits[:, -1].float()
-    module.set_attn_implementation(attention.NAME)
+    module.set_attn_implementation(ours)
     return logits

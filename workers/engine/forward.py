@@ -1,0 +1,192 @@
+"""How a model's forward is run on a device: what stands between a layout and its logits.
+
+TorchForward    any device: transformers' modules as they are, attention in torch (`attention.py`)
+KernelForward   CPU: packed linear layers and one attention operator in C++ (`kernels/`), and the rest of a layer
+                fused by torch's compiler, which compiles one layer and uses it for all
+"""
+
+from __future__ import annotations
+
+import logging
+import types
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from workers.engine.attention import PagedPass
+from workers.engine.kernels.build import load_kernels
+from workers.engine.kv_store import KVShape, KVStore, PanelStore
+from workers.engine.layout import Layout
+from workers.engine.linear import PACKED_DTYPES, pack_linear_layers
+
+KERNEL_ATTENTION = "outrider_kernels"
+_LEAST_LOGITS = 2  # sizes of 0 and 1 are compiled apart; of the head's rows there are two at least, so it is not
+_log = logging.getLogger(__name__)
+
+
+class Forward(Protocol):
+    """A loaded model with its part of the KV cache."""
+
+    def block_bytes(self, block_size: int) -> int:
+        """Bytes of one KV block on this rank."""
+
+    def allocate(self, num_blocks: int, block_size: int) -> None:
+        """Make the KV cache, in place of what there was."""
+
+    def compile(self) -> None:
+        """Have what can be compiled on this device compiled, when it is first run."""
+
+    def run(self, layout: Layout) -> Tensor:
+        """Carry out the layout's moves, then the pass: [num_logits, vocab] f32."""
+
+
+def choose_forward(module: PreTrainedModel, shape: KVShape, device: torch.device, cache_dir: Path) -> Forward:
+    """The fastest forward that this machine can run."""
+    if device.type == "cpu" and shape.dtype in PACKED_DTYPES and load_kernels(cache_dir):
+        return KernelForward(module, shape)
+    return TorchForward(module, shape, device)
+
+
+class TorchForward:
+    """See `Forward`."""
+
+    def __init__(self, module: PreTrainedModel, shape: KVShape, device: torch.device) -> None:
+        self._module = module
+        self._shape = shape
+        self._device = device
+        self._store: KVStore
+
+    def block_bytes(self, block_size: int) -> int:
+        return block_size * self._shape.token_bytes
+
+    def allocate(self, num_blocks: int, block_size: int) -> None:
+        self._store = KVStore(self._shape, num_blocks * block_size, self._device)
+
+    def compile(self) -> None:
+        """Nothing: flex attention compiles itself on CUDA, and the rest runs as transformers wrote it."""
+
+    @torch.inference_mode()
+    def run(self, layout: Layout) -> Tensor:
+        self._store.move(layout.moves)
+        output = self._module(
+            input_ids=layout.input_ids,
+            position_ids=layout.positions,
+            use_cache=False,
+            logits_to_keep=layout.logits_rows,
+            paged_pass=PagedPass(layout, self._store),
+        )
+        logits: Tensor = output.logits[0].float()
+        return logits
+
+
+class KernelForward:
+    """See `Forward`."""
+
+    def __init__(self, module: PreTrainedModel, shape: KVShape) -> None:
+        AttentionInterface.register(KERNEL_ATTENTION, _kernel_attention)
+        pack_linear_layers(module)
+        self._module = module
+        self._shape = shape
+        self._call: Any = module
+        self._store: PanelStore
+
+    def block_bytes(self, block_size: int) -> int:
+        return PanelStore.block_bytes(self._shape, block_size)
+
+    def allocate(self, num_blocks: int, block_size: int) -> None:
+        self._store = PanelStore(self._shape, num_blocks, block_size, torch.device("cpu"))
+        self._module.set_attn_implementation(KERNEL_ATTENTION)
+        for part in self._module.modules():
+            layer = getattr(part, "layer_idx", None)
+            if isinstance(layer, int):
+                part.kv_keys, part.kv_values = self._store.keys[layer], self._store.values[layer]
+
+    def compile(self) -> None:
+        self._call = _compiled(self._module, self._shape.num_layers)
+
+    @torch.no_grad()
+    def run(self, layout: Layout) -> Tensor:
+        self._store.move(layout.moves)
+        num_logits = len(layout.logits_rows)
+        missing = max(0, _LEAST_LOGITS - num_logits)
+        inputs = {
+            "input_ids": layout.input_ids,
+            "position_ids": layout.positions,
+            "logits_to_keep": torch.cat([layout.logits_rows, layout.logits_rows.new_zeros(missing)]),
+            "packed_layout": pack_layout(layout),
+        }
+        if self._call is not self._module:
+            _declare_sizes(inputs)
+        output = self._call(use_cache=False, **inputs)
+        logits: Tensor = output.logits[0, :num_logits].float()
+        return logits
+
+
+def pack_layout(layout: Layout) -> Tensor:
+    """The layout as `kernels/attention.cpp` reads it: [num_values] i32."""
+    counts = (len(layout.context_lens), layout.input_ids.shape[1], len(layout.block_tables))
+    return torch.cat(
+        [
+            torch.tensor(counts, dtype=torch.int32),
+            layout.cu_queries,
+            layout.context_lens,
+            layout.num_linear,
+            layout.cu_blocks,
+            layout.block_tables,
+            layout.parents,
+            layout.slot_mapping.int(),
+        ]
+    )
+
+
+def _kernel_attention(
+    module: Any,  # with the layer's part of the cache as kv_keys and kv_values
+    query: Tensor,  # [1, num_heads, num_tokens, head_dim]
+    key: Tensor,  # [1, num_kv_heads, num_tokens, head_dim]
+    value: Tensor,  # [1, num_kv_heads, num_tokens, head_dim]
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    packed_layout: Tensor,  # [num_values] i32
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,  # [num_heads]
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """`attention.paged_attention` as one operator. Its result is [1, num_tokens, num_heads, head_dim]."""
+    output = torch.ops.outrider.paged_attention(
+        query,
+        key,
+        value,
+        module.kv_keys,
+        module.kv_values,
+        packed_layout,
+        scaling if scaling is not None else query.shape[-1] ** -0.5,
+        sliding_window or 0,
+        softcap or 0.0,
+        None if s_aux is None else s_aux.float(),
+    )
+    return output, None
+
+
+def _compiled(module: PreTrainedModel, num_layers: int) -> Any:
+    """The module, compiled as a whole, with its layers marked as one region that is compiled once."""
+    for layers in module.modules():
+        if isinstance(layers, nn.ModuleList) and len(layers) == num_layers:
+            for layer in layers:
+                region: Any = torch.compiler.nested_compile_region(type(layer).forward)
+                layer.forward = types.MethodType(region, layer)
+    return torch.compile(module, fullgraph=True)
+
+
+def _declare_sizes(inputs: dict[str, Tensor]) -> None:
+    """Tell the compiler which sizes differ from pass to pass. A pass of one token has a graph of its own."""
+    torch._dynamo.mark_dynamic(inputs["packed_layout"], 0)
+    if inputs["input_ids"].shape[1] > 1:
+        torch._dynamo.mark_dynamic(inputs["input_ids"], 1)
+        torch._dynamo.mark_dynamic(inputs["position_ids"], 1)
+        torch._dynamo.mark_dynamic(inputs["logits_to_keep"], 0)

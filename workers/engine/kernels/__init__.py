@@ -1,0 +1,1 @@
+"""C++ operators for the forward on a CPU."""

@@ -1,0 +1,112 @@
+"""The CPU kernels, compiled for this machine the first time that it needs them, and kept.
+
+They are torch operators written in C++ for a compiler's vector extension, so that one source serves AVX2, AVX-512 and
+NEON; which of these the machine has is known when it is compiled there (-march=native). The key of a compiled library
+covers all that it depends on: sources, flags, compiler, torch and the machine's own features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import filelock
+import torch
+from torch import Tensor
+from torch.utils import cpp_extension
+
+_SOURCES = ("linear.cpp", "attention.cpp")
+_HEADERS = ("simd.h",)
+_FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
+_BUILD_TIMEOUT_S = 600.0
+_SLOW = "the forward runs in plain torch, several times slower"
+_FOLDER = Path(__file__).parent
+_log = logging.getLogger(__name__)
+
+
+@cache
+def load_kernels(cache_dir: Path) -> bool:
+    """Make the operators of `torch.ops.outrider` known. False, with a warning, where they can't be compiled."""
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    if compiler is None:
+        _log.warning(
+            "no C++ compiler (c++, g++ or $CXX) is here: the CPU forward runs in plain torch, several times slower"
+        )
+        return False
+    try:
+        library = _built(compiler, cache_dir / "kernels")
+    except (subprocess.SubprocessError, OSError) as err:
+        reason = getattr(err, "stderr", None) or str(err)
+        _log.warning(
+            "the CPU kernels can't be compiled, the forward runs in plain torch, several times slower: %s", reason
+        )
+        return False
+    torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+    _register_shapes()
+    return True
+
+
+def _built(compiler: str, folder: Path) -> Path:
+    """The library for this machine; whoever comes first compiles it, others wait."""
+    library = folder / f"outrider-{_key(compiler)}.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(library.with_suffix(".lock")):
+        if not library.exists():
+            _log.info("compiling the CPU kernels for this machine, once; it takes about half a minute")
+            with tempfile.TemporaryDirectory(dir=folder, prefix="incomplete-") as parent:
+                _compile(compiler, Path(parent))
+                os.replace(Path(parent) / "kernels.so", library)
+    return library
+
+
+def _compile(compiler: str, folder: Path) -> None:
+    """Each source by a process of its own, then one that links. Raises SubprocessError or OSError."""
+    includes = [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    objects = [folder / f"{source}.o" for source in _SOURCES]
+    commands = [
+        [compiler, *_FLAGS, *includes, "-c", str(_FOLDER / source), "-o", str(target)]
+        for source, target in zip(_SOURCES, objects, strict=True)
+    ]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        for process, command in zip(running, commands, strict=True):
+            _, errors = process.communicate(timeout=_BUILD_TIMEOUT_S)
+            if process.returncode:
+                raise subprocess.CalledProcessError(process.returncode, command, stderr=errors[-2000:])
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    libraries = [part for path in cpp_extension.library_paths() for part in (f"-L{path}",)]
+    link = [compiler, "-shared", "-fopenmp", *map(str, objects), *libraries, "-lc10", "-ltorch_cpu", "-ltorch"]
+    subprocess.run(
+        [*link, "-o", str(folder / "kernels.so")], check=True, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S
+    )
+
+
+def _key(compiler: str) -> str:
+    macros = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]  # the compiler's version among them
+    target = subprocess.run(macros, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
+    sources = [(_FOLDER / name).read_bytes() for name in (*_SOURCES, *_HEADERS)]
+    parts = [*sources, " ".join(_FLAGS).encode(), torch.__version__.encode(), target.stdout]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _register_shapes() -> None:
+    """What the compiler must know of the operators to lay out memory around them."""
+    torch.library.register_fake("outrider::linear", _linear_shape)
+    torch.library.register_fake("outrider::paged_attention", _attention_shape)
+
+
+def _linear_shape(x: Tensor, packed: Tensor, bias: Tensor | None, num_outputs: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], num_outputs))
+
+
+def _attention_shape(query: Tensor, *others: object) -> Tensor:
+    return query.new_empty((1, query.shape[2], query.shape[1], query.shape[3]))

@@ -1,0 +1,46 @@
+"""Linear layers whose weight is packed for our CPU kernels: read once from memory, whatever the number of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+PACKED_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def pack_linear_layers(module: nn.Module) -> None:
+    """Replace the weight of every linear layer by its packed form, in place; names stay.
+
+    A weight that is shared, with an embedding say, stays where it is used otherwise. A layer that tensor parallelism
+    has split is left as it is: transformers has wrapped its forward already.
+    """
+    for layer in module.modules():
+        if type(layer) is nn.Linear and layer.weight.dtype in PACKED_DTYPES and not isinstance(layer.weight, DTensor):
+            _pack(layer)
+
+
+def _pack(layer: nn.Linear) -> None:
+    packed = torch.ops.outrider.pack_weight(layer.weight.detach())
+    layer.weight = None  # type: ignore[assignment]  # its memory is given back where nothing else holds it
+    layer.register_buffer("packed", packed, persistent=False)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach().float(), requires_grad=False)
+    layer.__class__ = PackedLinear
+
+
+class PackedLinear(nn.Linear):
+    """y = x W^T + b with f32 sums; x and y have the model's dtype. Never made anew: `pack_linear_layers` turns one
+    into it."""
+
+    packed: Tensor  # [num_panels, in_features, panel]
+
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002 - torch's name; [..., in_features]
+    ) -> Tensor:
+        linear: Any = torch.ops.outrider.linear
+        output: Tensor = linear(input, self.packed, self.bias, self.out_features)
+        return output
