@@ -1,4 +1,4 @@
-"""Any sequence of opens, passes, accepts, truncates and closes leaves what a plain forward would compute."""
+"""Any sequence of opens, forks, passes, accepts, truncates and closes leaves what a plain forward would compute."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ class EngineStates(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.engine = engine_and_model()[0]
-        for key in KEYS:
-            self.engine.close(key)
+        self.engine._cache.clear()
         self.committed: dict[int, tuple[int, ...]] = {}
         self.trees: dict[int, tuple[list[int], list[int]]] = {}  # (tokens, parents)
 
@@ -77,6 +76,24 @@ class EngineStates(RuleBasedStateMachine):
         self.engine.close(key)
         self.committed.pop(key, None)
         self.trees.pop(key, None)
+
+    @precondition(lambda self: self.committed)
+    @rule(data=st.data(), child=st.sampled_from(KEYS))
+    def fork(self, data: st.DataObject, child: int) -> None:
+        key = data.draw(st.sampled_from(sorted(self.committed)), label="key")
+        if child not in self.committed:
+            self.engine.fork(key, child)
+            self.committed[child] = self.committed[key]
+
+    @precondition(lambda self: self.committed)
+    @rule(data=st.data(), num_others=st.integers(0, 5))
+    def reuse(self, data: st.DataObject, num_others: int) -> None:
+        """A key is closed and comes back with what some key had, and perhaps more."""
+        key, other = (data.draw(st.sampled_from(sorted(self.committed)), label="key") for _ in range(2))
+        sought = (*self.committed[other], *range(num_others))
+        self.close(key)
+        self.engine.open(key)
+        self.committed[key] = sought[: self.engine.reuse(key, sought)]
 
     @precondition(lambda self: self.committed)
     @rule(data=st.data())
