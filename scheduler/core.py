@@ -300,6 +300,7 @@ class Core:
 
     def _reopen_on_target(self, request: Request) -> None:
         request.target = TargetView(epoch=next(self._epochs))
+        request.stats.num_cached_prompt_tokens = 0  # its prompt is looked for anew
 
     def _lose_target(self) -> None:
         self._target = None

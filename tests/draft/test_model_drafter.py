@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from outrider.errors import InvalidRequest
 from outrider.v1 import worker_pb2
@@ -17,6 +18,7 @@ from tests.tiny import END_TOKEN, save_tiny_llama
 from workers.draft import model
 from workers.draft.drafter import NewNodes, Resources
 from workers.draft.model import ModelDrafter, load
+from workers.engine.batch import Row
 from workers.sampling import ChoiceParams, guess_params
 
 VOCAB = 97
@@ -184,6 +186,49 @@ def test_a_full_cache_forgets_who_is_not_waited_for(tiny: Path, reference: Refer
     for key, prompt in prompts.items():
         expected = reference.decode(prompt, 3, SEEDED)
         assert (first[key], again[key]) == (expected[:2], expected[1:])
+
+
+def test_a_request_that_comes_back_is_filled_from_the_prefix_cache_and_drafts_the_same(
+    drafter: ModelDrafter, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = list(range(1, 33))  # two whole blocks: its last token is computed though its KV is there
+    expected = reference.decode(prompt, 3, SEEDED)
+    drafter.open(1, params_of(SEEDED))
+    assert draft_below(drafter, prompt, 3) == expected
+    drafter.close(1)
+    computed: list[int] = []
+    forward = drafter._engine.forward
+
+    def counting(rows: Sequence[Row]) -> list[Tensor | None]:
+        computed.append(sum(row.num_tokens for row in rows))
+        return forward(rows)
+
+    monkeypatch.setattr(drafter._engine, "forward", counting)
+    drafter.open(2, params_of(SEEDED))
+
+    assert draft_below(drafter, prompt, 3, key=2) == expected
+    assert computed == [1, 1, 1]
+    drafter._engine.check_integrity()
+
+
+def test_a_request_that_has_to_wait_does_not_hold_what_it_found_in_the_prefix_cache(
+    tiny: Path, reference: Reference
+) -> None:
+    drafter = load_tiny(tiny, num_blocks=3)
+    shared = list(range(1, 17))
+    drafter.open(1, params_of(SEEDED))
+    draft_below(drafter, shared, 1)
+    drafter.close(1)
+    prompts = {2: [7] * 40, 3: [*shared, *[9] * 8]}  # the first takes all three blocks
+    for key, prompt in prompts.items():
+        drafter.open(key, params_of(SEEDED))
+        drafter.extend(key, prompt)
+        drafter.begin(key, 2)
+
+    found = draft(drafter)
+
+    for key, prompt in prompts.items():
+        assert list(found[key].tokens) == until_end(reference.decode(prompt, 2, SEEDED))
 
 
 def test_requests_that_do_not_fit_together_draft_nothing_rather_than_fail(tiny: Path, reference: Reference) -> None:

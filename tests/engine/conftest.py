@@ -77,7 +77,6 @@ def shared_engine(tiny_llama: Path) -> Engine:
 
 @pytest.fixture
 def tiny_engine(shared_engine: Engine) -> Engine:
-    """An engine of `tiny_llama` with nothing open in it."""
-    for key in range(16):
-        shared_engine.close(key)
+    """An engine of `tiny_llama` with nothing open or to be found in it."""
+    shared_engine._cache.clear()
     return shared_engine

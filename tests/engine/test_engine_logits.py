@@ -48,6 +48,94 @@ def test_accepted_nodes_survive_their_blocks_going_to_another_request(
         torch.testing.assert_close(got[0], plain_logits(tiny_llama, path)[-1], atol=TOLERANCE, rtol=0)
 
 
+def assert_logits(logits: Tensor | None, folder: Path, path: Sequence[int], plain_logits: LogitsOf) -> None:
+    assert logits is not None
+    torch.testing.assert_close(logits[0], plain_logits(folder, path)[-1], atol=TOLERANCE, rtol=0)
+
+
+def test_a_prefix_of_another_request_gives_the_models_own_logits_whole_prompts_too(
+    tiny_engine: Engine, tiny_llama: Path, plain_logits: LogitsOf
+) -> None:
+    shared = random_tokens(6, 12)
+    for key in (1, 2, 3):
+        tiny_engine.open(key)
+    tiny_engine.forward([Row(1, shared, [7, 8], [-1, -1])])
+    assert tiny_engine.reuse(2, [*shared, 9, 10]) == 12
+    assert tiny_engine.reuse(3, shared) == 12
+    tiny_engine.truncate(3, 11)  # its last token has to be computed for its logits
+
+    logits = tiny_engine.forward([Row(1, [5]), Row(2, [9, 10]), Row(3, shared[11:])])
+
+    for got, rest in zip(logits, ([5], [9, 10], []), strict=True):
+        assert_logits(got, tiny_llama, [*shared, *rest], plain_logits)
+    tiny_engine.check_integrity()
+
+
+def test_a_prefix_that_accepted_nodes_completed_gives_the_models_own_logits_before_it_is_moved(
+    tiny_engine: Engine, tiny_llama: Path, plain_logits: LogitsOf
+) -> None:
+    tiny_engine.open(1)
+    tiny_engine.open(2)
+    tiny_engine.forward([Row(1, [1, 2], [7, 8, 9, 10], [-1, -1, 1, 2])])
+    tiny_engine.accept(1, [1, 2, 3])
+    tiny_engine.close(1)
+    assert tiny_engine.reuse(2, [1, 2, 8, 9]) == 4
+
+    (logits,) = tiny_engine.forward([Row(2, [11])])
+
+    assert_logits(logits, tiny_llama, [1, 2, 8, 9, 11], plain_logits)
+
+
+def test_forks_go_their_own_ways_from_a_shared_partial_block(
+    tiny_engine: Engine, tiny_llama: Path, plain_logits: LogitsOf
+) -> None:
+    tiny_engine.open(1)
+    tiny_engine.forward([Row(1, [1, 2, 3, 4, 5], [6, 7, 8], [-1, -1, 1])])
+    tiny_engine.accept(1, [1, 2])  # moved into the shared block, in the pass that copies from it
+    for child in (2, 3):
+        tiny_engine.fork(1, child)
+    paths = {key: [1, 2, 3, 4, 5, 7, 8] for key in (1, 2, 3)}
+    for step in range(6):
+        rows = [Row(key, [10 * key + step]) for key in paths]
+        for row, got in zip(rows, tiny_engine.forward(rows), strict=True):
+            paths[row.key] += row.tokens
+            assert_logits(got, tiny_llama, paths[row.key], plain_logits)
+    tiny_engine.check_integrity()
+
+
+def test_what_was_evicted_is_not_found_and_gives_the_same_logits_when_it_is_computed_again(
+    tiny_llama: Path, plain_logits: LogitsOf
+) -> None:
+    block_bytes = 4 * 2 * 2 * 3 * 8 * 4  # block_size, k and v, layers, KV heads, head size, float32
+    engine = Engine(Checkpoint(tiny_llama, "tiny"), block_size=4, kv_cache_bytes=5 * block_bytes)
+    one, other = random_tokens(7, 17), random_tokens(8, 9)
+    found = []
+    for prompt in (one, other, one, one):
+        engine.open(1)
+        found.append(engine.reuse(1, prompt))
+        (logits,) = engine.forward([Row(1, prompt[found[-1] :])])
+        assert_logits(logits, tiny_llama, prompt, plain_logits)
+        engine.close(1)
+        engine.check_integrity()
+    # The other prompt took the unregistered block first, then the tail's two.
+    assert found == [0, 0, 8, 16]
+
+
+def test_a_failed_pass_leaves_nothing_to_be_found(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    prompt = random_tokens(9, 8)
+    tiny_engine.open(1)
+    tiny_engine.forward([Row(1, prompt)])
+    with monkeypatch.context() as failing:
+        failing.setattr(tiny_engine._forward, "run", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            tiny_engine.forward([Row(1, [1])])
+    tiny_engine.open(1)
+    assert tiny_engine.reuse(1, prompt) == 0
+
+
 def test_bfloat16_holds_cache_and_weights_and_still_answers_in_float32(
     tiny_llama: Path, plain_logits: LogitsOf
 ) -> None:
@@ -112,9 +200,10 @@ def test_two_rows_of_one_request_in_a_pass_are_refused(tiny_engine: Engine) -> N
 
 
 def test_a_pass_that_needs_more_than_is_free_raises_and_the_request_goes_on(
-    tiny_llama: Path, shared_engine: Engine, plain_logits: LogitsOf
+    tiny_llama: Path, plain_logits: LogitsOf
 ) -> None:
-    engine = Engine(Checkpoint(tiny_llama, "tiny"), block_size=4, kv_cache_bytes=3 * shared_engine.block_bytes)
+    block_bytes = 4 * 2 * 2 * 3 * 8 * 4  # block_size, k and v, layers, KV heads, head size, float32
+    engine = Engine(Checkpoint(tiny_llama, "tiny"), block_size=4, kv_cache_bytes=3 * block_bytes)
     assert engine.num_blocks == 3
     engine.open(1)
     engine.forward([Row(1, [1, 2, 3])])

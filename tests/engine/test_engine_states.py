@@ -1,4 +1,4 @@
-"""Any sequence of opens, passes, accepts, truncates and closes leaves what a plain forward would compute."""
+"""Any sequence of opens, forks, passes, accepts, truncates and closes leaves what a plain forward would compute."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def engine_and_model(config: str) -> tuple[Engine, PreTrainedModel]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         checkpoint: Checkpoint = prepare_checkpoint(folder)
-        block_bytes = Engine(checkpoint, block_size=BLOCK_SIZE, kv_cache_bytes=1 << 20).block_bytes
+        block_bytes = BLOCK_SIZE * 2 * 2 * 2 * 8 * 4  # k and v, layers, KV heads, head size, float32
         engine = Engine(checkpoint, block_size=BLOCK_SIZE, kv_cache_bytes=NUM_BLOCKS * block_bytes)
     return engine, model
 
@@ -67,8 +67,7 @@ class EngineStates(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.engine = engine_and_model(self.config)[0]
-        for key in KEYS:
-            self.engine.close(key)
+        self.engine._cache.clear()
         self.committed: dict[int, tuple[int, ...]] = {}
         self.trees: dict[int, tuple[list[int], list[int]]] = {}  # (tokens, parents)
 
@@ -83,6 +82,24 @@ class EngineStates(RuleBasedStateMachine):
         self.engine.close(key)
         self.committed.pop(key, None)
         self.trees.pop(key, None)
+
+    @precondition(lambda self: self.committed)
+    @rule(data=st.data(), child=st.sampled_from(KEYS))
+    def fork(self, data: st.DataObject, child: int) -> None:
+        key = data.draw(st.sampled_from(sorted(self.committed)), label="key")
+        if child not in self.committed:
+            self.engine.fork(key, child)
+            self.committed[child] = self.committed[key]
+
+    @precondition(lambda self: self.committed)
+    @rule(data=st.data(), num_others=st.integers(0, 5))
+    def reuse(self, data: st.DataObject, num_others: int) -> None:
+        """A key is closed and comes back with what some key had, and perhaps more."""
+        key, other = (data.draw(st.sampled_from(sorted(self.committed)), label="key") for _ in range(2))
+        sought = (*self.committed[other], *range(num_others))
+        self.close(key)
+        self.engine.open(key)
+        self.committed[key] = sought[: self.engine.reuse(key, sought)]
 
     @precondition(lambda self: self.committed)
     @rule(data=st.data())

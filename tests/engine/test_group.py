@@ -18,8 +18,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.kv_store import KVShape, PanelStore
-
 REPOSITORY = Path(__file__).parents[2]
 EVENT_TIMEOUT_S = 60.0
 TIMEOUT_S = 3.0  # the group's own, in group_rank.py
@@ -83,8 +81,7 @@ def ranks(tiny_llama: Path, tmp_path: Path) -> Iterator[list[RankProcess]]:
     processes = [RankProcess(rank, address, tiny_llama, tmp_path) for rank in range(2)]
     try:
         described = [process.expect("ready") for process in processes]
-        shape = KVShape(num_layers=2, num_kv_heads=2, head_dim=8, dtype=torch.float32)
-        assert described[0][:2] == described[1][:2] == [(2 << 16) // PanelStore.block_bytes(shape, 4), 2]
+        assert described[0][:2] == described[1][:2] == [(2 << 16) // (4 * 2 * 2 * 2 * 8 * 4), 2]
         yield processes
     finally:
         for process in processes:

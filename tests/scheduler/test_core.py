@@ -140,6 +140,16 @@ def test_a_long_prompt_comes_in_chunks_that_fill_the_pass(core: Core) -> None:
     assert sizes == [24, 24, 12]
 
 
+def test_what_chunks_found_in_the_prefix_cache_adds_up_and_is_counted_anew_in_a_new_epoch(core: Core) -> None:
+    sent = pass_of(submitted(core, prompt=[1] * 30, max_tokens=1, speculates=False))
+    sent = pass_of(core.handle(answer(sent, [], known_len=24, num_cached_tokens=16), 0.0))
+    sent = pass_of(core.handle(answer(sent, [], status="prefix_missing", known_len=0), 0.0))
+    sent = pass_of(core.handle(answer(sent, [], known_len=24, num_cached_tokens=8), 0.0))
+    commands = core.handle(answer(sent, [5], num_cached_tokens=4), 0.0)
+    (finish,) = [command for command in commands if isinstance(command, Finish)]
+    assert finish.stats.num_cached_prompt_tokens == 12
+
+
 def test_tokens_behind_an_end_token_are_dropped(core: Core) -> None:
     sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
     commands = core.handle(answer(sent, [2, 6, 3]), 0.1)

@@ -121,6 +121,8 @@ class ModelDrafter:
                 request.is_live = False
             if not request.is_live or not room:
                 continue
+            cached_before = self._engine.num_cached(key)
+            self._engine.reuse(key, request.uncached(cached_before))
             # Its last token is computed, whatever is cached: the draft goes on from its logits.
             self._truncate(key, len(request.committed) + len(request.chain) - 1)
             uncached = request.uncached(self._engine.num_cached(key))
@@ -128,7 +130,10 @@ class ModelDrafter:
             if self._make_room([*rows, row], live):
                 rows.append(row)
                 room -= row.num_tokens
-            elif not rows:
+                continue
+            # Nothing that was found is kept: the rows before this one count on its blocks being free.
+            self._truncate(key, cached_before - cached_before % self._engine.block_size)
+            if not rows:
                 request.is_live = False  # alone, and still too long for the cache
         return rows
 

@@ -30,8 +30,7 @@ _log = logging.getLogger(__name__)
 class Forward(Protocol):
     """A loaded model with its part of the KV cache."""
 
-    def block_bytes(self, block_size: int) -> int:
-        """Bytes of one KV block on this rank."""
+    kv_shape: KVShape
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
         """Make the KV cache, in place of what there was."""
@@ -55,15 +54,12 @@ class TorchForward:
 
     def __init__(self, module: PreTrainedModel, shape: KVShape, device: torch.device) -> None:
         self._module = module
-        self._shape = shape
+        self.kv_shape = shape
         self._device = device
         self._store: KVStore
 
-    def block_bytes(self, block_size: int) -> int:
-        return block_size * self._shape.token_bytes
-
     def allocate(self, num_blocks: int, block_size: int) -> None:
-        self._store = KVStore(self._shape, num_blocks * block_size, self._device)
+        self._store = KVStore(self.kv_shape, num_blocks * block_size, self._device)
 
     def compile(self) -> None:
         """Nothing: flex attention compiles itself on CUDA, and the rest runs as transformers wrote it."""
@@ -89,15 +85,12 @@ class KernelForward:
         AttentionInterface.register(KERNEL_ATTENTION, _kernel_attention)
         pack_linear_layers(module)
         self._module = module
-        self._shape = shape
+        self.kv_shape = shape
         self._call: Any = module
         self._store: PanelStore
 
-    def block_bytes(self, block_size: int) -> int:
-        return PanelStore.block_bytes(self._shape, block_size)
-
     def allocate(self, num_blocks: int, block_size: int) -> None:
-        self._store = PanelStore(self._shape, num_blocks, block_size, torch.device("cpu"))
+        self._store = PanelStore(self.kv_shape, num_blocks, block_size, torch.device("cpu"))
         self._module.set_attn_implementation(KERNEL_ATTENTION)
         for part in self._module.modules():
             layer = getattr(part, "layer_idx", None)
@@ -105,7 +98,7 @@ class KernelForward:
                 part.kv_keys, part.kv_values = self._store.keys[layer], self._store.values[layer]
 
     def compile(self) -> None:
-        self._call = _compiled(self._module, self._shape.num_layers)
+        self._call = _compiled(self._module, self.kv_shape.num_layers)
 
     @torch.no_grad()
     def run(self, layout: Layout) -> Tensor:

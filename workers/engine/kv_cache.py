@@ -4,12 +4,19 @@ Bookkeeping only, kept by rank 0: the tensors are in `kv_store.py`, and every ra
 each batch. A slot is one token's place in every layer's tensors; block b holds slots
 [b * block_size, (b + 1) * block_size), and token i of a request lies in the i-th slot of its block table.
 
-    tokens of a request   0 ............... num_cached | num_cached ..... num_cached + num_nodes
-    their slots           committed, canonical         | nodes of the last pass, provisional
+    tokens of a request   0 ........................ num_cached | num_cached ..... num_cached + num_nodes
+    their slots           committed, canonical                  | nodes of the last pass, provisional
+    their blocks          full: registered    | partial         | fresh ones
 
 Accepting a walk moves nodes to the slots right behind num_cached and gives back the rest. The moves are only
-noted: they travel with the next batch, which carries them out before it writes anything. Until then no slot
-is written, so a source stays intact even where its block has been freed and handed to another request.
+noted (`pending_moves.py`) and belong to the slots, not to the request: a block that became full by them is
+registered at once and may be adopted by another request before they are done, or outlive the request that
+accepted. That is sound because they are done before the next batch reads or writes anything.
+
+Full blocks of committed tokens are registered by their chained hashes (`block_pool.py`), so a request can adopt
+those that others have computed, or that it held itself in an earlier life. A block that is shared or registered is
+never written: who would write behind the tokens that it has in such a block gets a fresh one, and what it has there
+is copied by moves. Only the block that holds slot num_cached can be concerned; all behind it are fresh.
 """
 
 from __future__ import annotations
@@ -19,6 +26,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from outrider.errors import InvalidRequest, Overloaded
+from workers.engine.block_pool import NO_HASH, BlockPool, chained_hash
+from workers.engine.demand import Demand, Growth
+from workers.engine.pending_moves import PendingMoves
 
 
 class OutOfBlocks(Overloaded):
@@ -27,30 +37,52 @@ class OutOfBlocks(Overloaded):
 
 @dataclass(slots=True)
 class _Request:
+    tokens: list[int] = field(default_factory=list)  # committed and cached
+    nodes: Sequence[int] = ()  # tokens of the last pass's tree
     block_table: list[int] = field(default_factory=list)
-    num_cached: int = 0
-    num_nodes: int = 0
-    moves: list[tuple[int, int]] = field(default_factory=list)  # (source slot, destination slot)
+    hashes: list[bytes] = field(default_factory=list)  # of the full blocks
 
 
 class KVCache:
-    """A pool of reference-counted blocks and one block table a request."""
+    """A pool of shared blocks and one block table a request."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free = list(range(num_blocks - 1, -1, -1))  # the lowest number is taken first
-        self._ref_counts = [0] * num_blocks
-        self._requests: dict[int, _Request] = {}
+        self.num_queried_tokens = 0  # that `reuse` has looked for, since the start
+        self.num_found_tokens = 0  # of these
+        self.clear()
 
     @property
     def num_free_blocks(self) -> int:
-        return len(self._free)
+        """Blocks that no request holds, those of the prefix cache among them."""
+        return self._pool.num_free
 
     def open(self, key: int) -> None:
         if key in self._requests:
             raise InvalidRequest.of("key", key, "it is already open")
         self._requests[key] = _Request()
+
+    def fork(self, key: int, child: int) -> None:
+        """Open `child` with all that is cached of `key`. It takes no block until one of the two writes."""
+        parent = self._request(key)
+        self.open(child)
+        block_table = parent.block_table[: self._blocks_for(len(parent.tokens))]
+        for block in block_table:
+            self._pool.share(block)
+        self._requests[child] = _Request(parent.tokens.copy(), (), block_table, parent.hashes.copy())
+
+    def reuse(self, key: int, tokens: Sequence[int]) -> int:
+        """Adopt registered blocks for as many of `tokens`, which follow what is cached, as there are.
+
+        Returns the number of tokens that are cached then. Nodes are dropped. A request need not be empty: a prompt
+        that comes in chunks is looked for chunk by chunk. Fewer tokens than a block are not looked for.
+        """
+        request = self._request(key)
+        self._keep(request, len(request.tokens))
+        if len(tokens) >= self.block_size:
+            self._adopt(request, tokens)
+        return len(request.tokens)
 
     def close(self, key: int) -> None:
         """Give back all that a request holds. A key that is not open holds nothing."""
@@ -59,100 +91,125 @@ class KVCache:
             self._release(request.block_table)
 
     def clear(self) -> None:
-        for key in list(self._requests):
-            self.close(key)
+        """Close every request and forget what the blocks hold: after a failed pass it can't be trusted."""
+        self._pool = BlockPool(self.num_blocks)
+        self._moves = PendingMoves(self.block_size)
+        self._requests: dict[int, _Request] = {}
 
     def is_open(self, key: int) -> bool:
         return key in self._requests
 
     def num_cached(self, key: int) -> int:
         """Committed tokens of the request whose KV is here; nodes do not count."""
-        return self._request(key).num_cached
+        return len(self._request(key).tokens)
 
     def block_table(self, key: int) -> list[int]:
         return self._request(key).block_table
 
+    def growth(self, key: int, num_tokens: int) -> Growth:
+        """What the request takes to write num_tokens behind its committed ones, in place of its nodes."""
+        request = self._request(key)
+        num_cached = len(request.tokens)
+        num_new = self._blocks_for(num_cached + num_tokens) - len(request.block_table)
+        index, num_copied = divmod(num_cached, self.block_size)
+        if num_tokens == 0 or num_copied == 0 or self._pool.is_writable(request.block_table[index]):
+            return Growth(num_new, None)
+        return Growth(num_new, request.block_table[index])
+
+    def demand(self) -> Demand:
+        """The demand of no row; `growth` tells what to add to it."""
+        return Demand(self._pool)
+
     def blocks_needed(self, growth: Sequence[tuple[int, int]]) -> int:
         """Blocks that must be free for `allocate` to serve these (key, num_tokens); what the nodes give back counts."""
-        return sum(
-            self._blocks_for(request.num_cached + num_tokens) - len(request.block_table)
-            for request, num_tokens in ((self._request(key), num_tokens) for key, num_tokens in growth)
-        )
+        demand = self.demand()
+        for key, num_tokens in growth:
+            demand.add(self.growth(key, num_tokens))
+        return demand.num_blocks
 
     def allocate(self, growth: Sequence[tuple[int, int]]) -> None:
-        """Room for num_tokens behind the committed tokens of each key; provisional nodes are dropped first.
+        """Room to write num_tokens behind the committed tokens of each key; provisional nodes are dropped first.
 
         Raises OutOfBlocks, and changes nothing, when there is not enough for all of them together.
         """
         needed = self.blocks_needed(growth)
         if needed > self.num_free_blocks:
             raise OutOfBlocks(f"the pass needs {needed} more KV blocks, {self.num_free_blocks} are free")
+        writers = [(self._request(key), num_tokens) for key, num_tokens in growth if num_tokens > 0]
         for key, _ in growth:
-            self.truncate(key, self.num_cached(key))
-        for key, num_tokens in growth:
-            request = self._request(key)
-            while len(request.block_table) < self._blocks_for(request.num_cached + num_tokens):
-                request.block_table.append(self._take())
+            self._keep(self._request(key), self.num_cached(key))
+        # All is given back before anything is taken: where nothing is free, a copy takes the place of its original.
+        sources = [self._leave_partial_block(request) for request, _ in writers]
+        for (request, num_tokens), copied in zip(writers, sources, strict=True):
+            num_blocks = self._blocks_for(len(request.tokens) + num_tokens)
+            first_new = len(request.block_table)
+            request.block_table += [self._take() for _ in range(num_blocks - first_new)]
+            for offset, source in enumerate(copied):
+                self._moves.add(source, request.block_table[first_new] * self.block_size + offset)
 
-    def commit(self, key: int, num_tokens: int, num_nodes: int) -> None:
-        """A pass has written num_tokens for good, and num_nodes behind them provisionally."""
+    def commit(self, key: int, tokens: Sequence[int], node_tokens: Sequence[int]) -> None:
+        """A pass has written the tokens for good, and the nodes behind them provisionally."""
         request = self._request(key)
-        request.num_cached += num_tokens
-        request.num_nodes = num_nodes
+        request.nodes = list(node_tokens)
+        self._append(request, tokens)
 
     def accept(self, key: int, path: Sequence[int]) -> None:
         """Keep the nodes of `path`, given from the root down, as the next committed tokens; drop the others."""
         request = self._request(key)
+        nodes, first = request.nodes, len(request.tokens)
         ascending = all(earlier < later for earlier, later in pairwise(path))
-        if path and not (ascending and path[0] >= 0 and path[-1] < request.num_nodes):
-            raise InvalidRequest.of(
-                "path", list(path), f"it must ascend within the last pass's {request.num_nodes} nodes"
-            )
-        first = request.num_cached
-        request.moves += [
-            (self.slot(key, first + node), self.slot(key, first + depth))
-            for depth, node in enumerate(path)
-            if node != depth
-        ]
-        request.num_cached += len(path)
-        self._drop_tail(request)
+        if path and not (ascending and path[0] >= 0 and path[-1] < len(nodes)):
+            raise InvalidRequest.of("path", list(path), f"it must ascend within the last pass's {len(nodes)} nodes")
+        for depth, node in enumerate(path):
+            if node != depth:
+                # No move into a node's slot is pending: the pass that wrote the nodes took all there were.
+                self._moves.add(self.slot(key, first + node), self.slot(key, first + depth))
+        self._append(request, [nodes[node] for node in path])
+        self._keep(request, len(request.tokens))
 
     def truncate(self, key: int, num_tokens: int) -> None:
         """Forget all but the first num_tokens committed tokens, and every node."""
         request = self._request(key)
-        if not 0 <= num_tokens <= request.num_cached:
-            raise InvalidRequest.of("num_tokens", num_tokens, f"{request.num_cached} tokens are cached")
-        kept = {self.slot(key, i) for i in range(num_tokens, request.num_cached)}
-        request.moves = [move for move in request.moves if move[1] not in kept]
-        request.num_cached = num_tokens
-        self._drop_tail(request)
+        if not 0 <= num_tokens <= len(request.tokens):
+            raise InvalidRequest.of("num_tokens", num_tokens, f"{len(request.tokens)} tokens are cached")
+        self._keep(request, num_tokens)
 
     def take_moves(self) -> list[tuple[int, int]]:
         """The (source, destination) slots that the next batch must carry out; they count as done from here on."""
-        moves = [move for request in self._requests.values() for move in request.moves]
-        for request in self._requests.values():
-            request.moves = []
-        return moves
+        return self._moves.take()
 
     def slot(self, key: int, index: int) -> int:
         block, offset = divmod(index, self.block_size)
         return self._request(key).block_table[block] * self.block_size + offset
 
     def check_integrity(self) -> None:
-        """Raises AssertionError unless every block is either free or held as often as its reference count says."""
+        """Raises AssertionError unless requests, blocks, hashes and moves agree with each other."""
         held = [0] * self.num_blocks
-        destinations: list[int] = []
         for key, request in self._requests.items():
-            for block in request.block_table:
+            num_tokens, table = len(request.tokens), request.block_table
+            assert len(table) == self._blocks_for(num_tokens + len(request.nodes)), (key, num_tokens, table)
+            assert len(table) == len(set(table)), (key, table)
+            for block in table:
                 held[block] += 1
-            num_tokens = request.num_cached + request.num_nodes
-            assert len(request.block_table) == self._blocks_for(num_tokens), (key, num_tokens, request.block_table)
-            committed = {self.slot(key, i) for i in range(request.num_cached)}
-            assert all(destination in committed for _, destination in request.moves), (key, request.moves)
-            destinations += [destination for _, destination in request.moves]
-        assert held == self._ref_counts, (held, self._ref_counts)
-        assert sorted(self._free) == [block for block, count in enumerate(held) if count == 0], self._free
-        assert len(destinations) == len(set(destinations)), destinations
+            self._check_hashes(request)
+        self._pool.check_integrity(held)
+        moves = self._moves.peek()
+        assert len(moves) == len({destination for _, destination in moves}), moves
+        for source, destination in moves:
+            assert 0 <= source < self.num_blocks * self.block_size, moves
+            assert self._pool.is_kept(destination // self.block_size), moves
+
+    def _check_hashes(self, request: _Request) -> None:
+        num_full = len(request.tokens) // self.block_size
+        before = NO_HASH
+        assert len(request.hashes) == num_full, request
+        for index, block in enumerate(request.block_table[:num_full]):
+            before = chained_hash(before, request.tokens[index * self.block_size : (index + 1) * self.block_size])
+            assert request.hashes[index] == before, request
+            # Registered under the request's own hash; or a twin is, or was until it was evicted.
+            assert self._pool.hash_of(block) in (None, before), request
+        if request.nodes:
+            assert all(self._pool.hash_of(block) is None for block in request.block_table[num_full:]), request
 
     def _request(self, key: int) -> _Request:
         try:
@@ -163,19 +220,66 @@ class KVCache:
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
-    def _drop_tail(self, request: _Request) -> None:
-        request.num_nodes = 0
-        num_blocks = self._blocks_for(request.num_cached)
+    def _append(self, request: _Request, tokens: Sequence[int]) -> None:
+        """Commit tokens that are written, or will be by the pending moves; register the blocks that they fill."""
+        request.tokens += tokens
+        num_full = len(request.hashes)
+        for index in range(num_full, len(request.tokens) // self.block_size):
+            block_tokens = request.tokens[index * self.block_size : (index + 1) * self.block_size]
+            request.hashes.append(chained_hash(request.hashes[-1] if index else NO_HASH, block_tokens))
+            self._pool.register(request.block_table[index], request.hashes[-1])
+
+    def _adopt(self, request: _Request, tokens: Sequence[int]) -> None:
+        """Take over the registered blocks that hold `tokens`; the first may replace the partial block."""
+        before, num_full = len(request.tokens), len(request.hashes)
+        sought = [*request.tokens[num_full * self.block_size :], *tokens]
+        block_hash = request.hashes[-1] if num_full else NO_HASH
+        found: list[tuple[bytes, int]] = []
+        for start in range(0, len(sought) - self.block_size + 1, self.block_size):
+            block_hash = chained_hash(block_hash, sought[start : start + self.block_size])
+            block = self._pool.find(block_hash)
+            if block is None:
+                break
+            self._pool.share(block)
+            found.append((block_hash, block))
+        if found:
+            self._keep(request, num_full * self.block_size)
+            request.tokens += sought[: len(found) * self.block_size]
+            request.hashes += [block_hash for block_hash, _ in found]
+            request.block_table += [block for _, block in found]
+        self.num_queried_tokens += len(tokens)
+        self.num_found_tokens += len(request.tokens) - before
+
+    def _keep(self, request: _Request, num_tokens: int) -> None:
+        """Drop all behind the first num_tokens, and every node."""
+        request.nodes = ()
+        num_blocks = self._blocks_for(num_tokens)
+        del request.tokens[num_tokens:]
+        del request.hashes[num_tokens // self.block_size :]
         self._release(request.block_table[num_blocks:])
         del request.block_table[num_blocks:]
 
+    def _leave_partial_block(self, request: _Request) -> list[int]:
+        """Give back the block behind whose tokens the request is to write, if it may not.
+
+        Returns where these tokens lie, [num_copied] slots: to be copied to the start of the block that takes its place.
+        """
+        num_copied = len(request.tokens) % self.block_size
+        if num_copied == 0 or self._pool.is_writable(request.block_table[-1]):
+            return []
+        block = request.block_table.pop()
+        first = block * self.block_size
+        sources = [self._moves.source_of(slot) for slot in range(first, first + num_copied)]
+        self._release([block])
+        return sources
+
     def _take(self) -> int:
-        block = self._free.pop()
-        self._ref_counts[block] = 1
+        block = self._pool.take()
+        self._moves.drop_into(block)
         return block
 
     def _release(self, blocks: Sequence[int]) -> None:
         for block in reversed(blocks):
-            self._ref_counts[block] -= 1
-            if self._ref_counts[block] == 0:
-                self._free.append(block)
+            self._pool.release(block)
+            if not self._pool.is_kept(block):
+                self._moves.drop_into(block)

@@ -6,10 +6,13 @@ for our CPU kernels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_WIDEST_VECTOR = 16  # floats that a register of any CPU holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +71,14 @@ class KVStore:
 class PanelStore:
     """The same as panels: in a block and head, a key is a column and a value is a row.
 
-    `keys` is [num_layers, num_blocks, num_kv_heads, head_dim, lines], where the first block_size lines are tokens;
-    `values` is [num_layers, num_blocks, num_kv_heads, block_size, width], where the first head_dim numbers count.
-    lines and width are whole vectors; for blocks of 16 tokens and usual heads nothing is added. The operator
-    `outrider::paged_attention` writes and reads.
+    `keys` is [num_layers, num_blocks, num_kv_heads, head_dim, block_size], `values` is [num_layers, num_blocks,
+    num_kv_heads, block_size, head_dim]. The operator `outrider::paged_attention` writes them and reads them.
     """
 
-    _VECTOR = 16  # floats of the widest vector of any CPU
-
     def __init__(self, shape: KVShape, num_blocks: int, block_size: int, device: torch.device) -> None:
-        lines, width = self._padded(block_size), self._padded(shape.head_dim)
         first = (shape.num_layers, num_blocks, shape.num_kv_heads)
-        self.keys = torch.zeros((*first, shape.head_dim, lines), dtype=shape.dtype, device=device)
-        self.values = torch.zeros((*first, block_size, width), dtype=shape.dtype, device=device)
-
-    @classmethod
-    def block_bytes(cls, shape: KVShape, block_size: int) -> int:
-        """Bytes of one block's keys and values, over all layers."""
-        numbers = shape.head_dim * cls._padded(block_size) + block_size * cls._padded(shape.head_dim)
-        return shape.num_layers * shape.num_kv_heads * numbers * shape.dtype.itemsize
+        self.keys = _zeros((*first, shape.head_dim, block_size), shape.dtype, device)
+        self.values = _zeros((*first, block_size, shape.head_dim), shape.dtype, device)
 
     def move(
         self,
@@ -96,6 +88,8 @@ class PanelStore:
         if len(moves):
             torch.ops.outrider.move_kv(self.keys, self.values, moves)
 
-    @classmethod
-    def _padded(cls, count: int) -> int:
-        return -(-count // cls._VECTOR) * cls._VECTOR
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros of this size, with a vector's room behind them: the kernels read on to the end of one."""
+    count = math.prod(size)
+    return torch.zeros(count + _WIDEST_VECTOR, dtype=dtype, device=device)[:count].view(size)

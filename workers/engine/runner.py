@@ -15,6 +15,7 @@ from outrider.errors import InvalidRequest
 from outrider.tree import check_parents
 from workers.engine.batch import Batch, BatchRow, Row, join, node_depths
 from workers.engine.checkpoint import DEFAULT_CACHE_DIR, Checkpoint
+from workers.engine.demand import Demand, Growth
 from workers.engine.device import kv_cache_budget_bytes, resolve_device
 from workers.engine.kv_cache import KVCache
 from workers.engine.layout import lay_out
@@ -62,9 +63,8 @@ class Engine:
                 checkpoint, self._device, dtype, tensor_parallel, (cache_dir or DEFAULT_CACHE_DIR).expanduser()
             )
         self.block_size = block_size
-        self.block_bytes = self._forward.block_bytes(block_size)
         budget = kv_cache_budget_bytes(self._device, kv_cache_bytes)
-        num_blocks = budget // self.block_bytes
+        num_blocks = budget // (block_size * self._forward.kv_shape.token_bytes)
         if group is not None:
             num_blocks = group.loaded(num_blocks)
         if num_blocks == 0:
@@ -80,14 +80,28 @@ class Engine:
 
     @property
     def num_free_blocks(self) -> int:
+        """Blocks that a pass can take: those of the prefix cache that no request holds are among them."""
         return self._cache.num_free_blocks
 
     def open(self, key: int) -> None:
         """Begin a request with nothing cached. `key` is the caller's own number for it."""
         self._cache.open(key)
 
+    def fork(self, key: int, child: int) -> None:
+        """Begin `child` with all that is cached of `key`: nothing is copied until one of the two writes."""
+        self._cache.fork(key, child)
+
+    def reuse(self, key: int, tokens: Sequence[int]) -> int:
+        """Take what the prefix cache has of `tokens`, which follow what is cached of the request, in whole blocks.
+
+        Returns the number of tokens that are cached then: all of them, perhaps, and then the last one has to be
+        truncated before `forward` can give its logits. Nodes of the last pass are dropped.
+        """
+        return self._cache.reuse(key, tokens)
+
     def close(self, key: int) -> None:
-        """Give back all that a request holds; harmless where it is not open."""
+        """Give back all that a request holds; harmless where it is not open. Its full blocks can be found until they
+        are taken for others."""
         self._cache.close(key)
 
     def is_open(self, key: int) -> bool:
@@ -108,6 +122,14 @@ class Engine:
     def blocks_needed(self, rows: Sequence[Row]) -> int:
         """Free blocks that `forward` would take; negative where dropped nodes give back more."""
         return self._cache.blocks_needed([(row.key, row.num_tokens) for row in rows])
+
+    def growth(self, row: Row) -> Growth:
+        """What `forward` would take for the row: to be added to a `demand`."""
+        return self._cache.growth(row.key, row.num_tokens)
+
+    def demand(self) -> Demand:
+        """An empty sum of `growth`, for a caller that composes a pass row by row."""
+        return self._cache.demand()
 
     def check_integrity(self) -> None:
         """Raises AssertionError where the cache's books don't agree with themselves."""
@@ -143,7 +165,7 @@ class Engine:
             self._group.broadcast(batch.encode())
         logits = self._execute(batch)
         for row in rows:
-            self._cache.commit(row.key, len(row.tokens), len(row.node_tokens))
+            self._cache.commit(row.key, row.tokens, row.node_tokens)
         parts = torch.split(logits, [row.num_logits for row in rows])
         return [part if row.wants_logits else None for row, part in zip(rows, parts, strict=True)]
 

@@ -6,8 +6,9 @@ What is known of a request is a prefix of its committed tokens; what is cached i
                        | KV is here  | computed next     | the row has to bring these
 
 Between passes at most one known token is not cached: the last one, which the target chose itself. A row brings the
-two ends to committed_len, or says from where on tokens are missing. Whatever goes wrong with a row is undone for
-that row, and the others are computed.
+two ends to committed_len, or says from where on tokens are missing; what the prefix cache has of its tokens is not
+computed again, save the root, whose logits are needed. Whatever goes wrong with a row is undone for that row, and the
+others are computed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from outrider.tree import TreeError
 from outrider.v1 import target_pb2, worker_pb2
 from workers.choose import UnusableLogits, choose
 from workers.engine.batch import Row
+from workers.engine.demand import Demand
 from workers.engine.runner import Engine
 from workers.noise import NoiseCache
 from workers.prefix import common_len
@@ -38,6 +40,7 @@ class _Request:
     key: int  # the engine's, unique over all sessions
     epoch: int
     params: ChoiceParams
+    num_prompt_tokens: int
     known: list[int] = field(default_factory=list)
 
 
@@ -50,14 +53,15 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A row that takes part in the forward, and what to go back to if it fails."""
+    """A row that can be served, and what to go back to if it fails."""
 
     index: int
     parsed: ParsedRow
     request: _Request
-    row: Row
+    row: Row  # without tokens for a prompt chunk that is there already
     known_before: int
     cached_before: int
+    num_found: int  # tokens of the prompt that came out of the prefix cache
 
 
 class _RowRefused(Exception):
@@ -88,17 +92,17 @@ class Passes:
             target_pb2.RowResult(ref=row.ref, committed_len=row.committed_len) for row in asked.rows
         ]
         works = self._prepare(session, asked.rows, results)
-        num_tokens = sum(work.row.num_tokens for work in works)
-        logits = self._engine.forward([work.row for work in works]) if works else []
-        for work, row_logits in zip(works, logits, strict=True):
-            self._finish(work, row_logits, results[work.index])
+        rows = [work.row for work in works if work.row.tokens]
+        logits = iter(self._engine.forward(rows))
+        for work in works:
+            self._finish(work, next(logits) if work.row.tokens else None, results[work.index])
         self._idle_since = time.perf_counter()
         return target_pb2.PassResult(
             pass_id=asked.pass_id,
             rows=results,
             pass_ms=1000 * (self._idle_since - started),
             idle_ms=1000 * idle_s,
-            num_tokens=num_tokens,
+            num_tokens=sum(row.num_tokens for row in rows),
             num_free_kv_blocks=self._engine.num_free_blocks,
         )
 
@@ -115,9 +119,9 @@ class Passes:
     def _prepare(
         self, session: Session, rows: Iterable[target_pb2.Row], results: Sequence[target_pb2.RowResult]
     ) -> list[_Work]:
-        """The rows that can be computed; the results of the others are complete."""
+        """The rows that can be served; the results of the others are complete."""
         works: list[_Work] = []
-        num_tokens, num_blocks = 0, 0
+        num_tokens, demand = 0, self._engine.demand()
         seen: set[int] = set()
         for index, (row, result) in enumerate(zip(rows, results, strict=True)):
             try:
@@ -127,10 +131,9 @@ class Passes:
                 seen.add(row.ref.request)
                 parsed = self._parse(session, row)
                 request = self._request(session, parsed)
-                work = self._plan(index, parsed, request, result)
-                if work is not None:
-                    num_tokens, num_blocks = self._admit(work, num_tokens, num_blocks)
-                    works.append(work)
+                work = self._plan(index, parsed, request)
+                num_tokens = self._admit(work, num_tokens, demand)
+                works.append(work)
             except _RowRefused as refusal:
                 result.status, result.detail = refusal.status, refusal.detail
                 result.known_len = refusal.known_len
@@ -156,27 +159,29 @@ class Passes:
         if parsed.params is None or (request is not None and request.epoch > parsed.epoch):
             raise _RowRefused(target_pb2.ROW_STATUS_PREFIX_MISSING, f"epoch {parsed.epoch} is not open here")
         self._forget(session, parsed.request)
-        request = session.requests[parsed.request] = _Request(next(self._keys), parsed.epoch, parsed.params)
+        request = session.requests[parsed.request] = _Request(
+            next(self._keys), parsed.epoch, parsed.params, parsed.num_prompt_tokens
+        )
         self._engine.open(request.key)
         return request
 
-    def _plan(self, index: int, parsed: ParsedRow, request: _Request, result: target_pb2.RowResult) -> _Work | None:
-        """What to compute for the row. None, with a complete result, for a prompt chunk that is there already."""
+    def _plan(self, index: int, parsed: ParsedRow, request: _Request) -> _Work:
+        """What to compute for the row: nothing for a prompt chunk that is there already."""
         known_before = self._learn(parsed, request)
-        known_len = len(request.known)
-        if known_len == parsed.committed_len:
+        cached_before = self._engine.num_cached(request.key)
+        is_found = self._engine.reuse(request.key, request.known[cached_before:]) > cached_before
+        is_chunk = len(request.known) < parsed.committed_len
+        if not is_chunk:
             # The root has to be computed, whatever is cached: its logits are where the walk starts.
             self._truncate(request, parsed.committed_len - 1)
         cached = self._engine.num_cached(request.key)
-        uncached = request.known[cached:]
-        if known_len == parsed.committed_len:
-            row = Row(request.key, uncached, parsed.node_tokens, parsed.node_parents)
-        elif uncached:
-            row = Row(request.key, uncached, wants_logits=False)
-        else:
-            result.status, result.known_len = target_pb2.ROW_STATUS_OK, known_len
-            return None
-        return _Work(index, parsed, request, row, known_before, cached)
+        num_found = max(0, min(cached, request.num_prompt_tokens) - cached_before)
+        nodes = ((), ()) if is_chunk else (parsed.node_tokens, parsed.node_parents)
+        row = Row(request.key, request.known[cached:], *nodes, wants_logits=not is_chunk)
+        # What was found may stand in place of a block of the request's own, and is not kept if the row is undone:
+        # the rows before it count on these blocks being free.
+        kept = cached_before - (cached_before % self._engine.block_size if is_found else 0)
+        return _Work(index, parsed, request, row, known_before, kept, num_found)
 
     def _learn(self, parsed: ParsedRow, request: _Request) -> int:
         """Make what is known agree with the row, which is the truth. Returns what was known of that before it."""
@@ -196,20 +201,24 @@ class Passes:
         known += parsed.tokens[len(known) - parsed.start :] if parsed.tokens else ()
         return known_before
 
-    def _admit(self, work: _Work, num_tokens: int, num_blocks: int) -> tuple[int, int]:
-        """The tokens and blocks that the pass takes with this row as well.
+    def _admit(self, work: _Work, num_tokens: int, demand: Demand) -> int:
+        """The tokens that the pass takes with this row as well; its blocks are added to the demand.
 
-        A row that there is no room for is undone and refused: rows that come first are served first.
+        A row that there is no room for is undone and refused: rows that come first are served first. Also a row that
+        computes nothing can leave too little for those before it, by what it found in the prefix cache.
         """
         num_tokens += work.row.num_tokens
         if num_tokens > self._max_pass_tokens:
             detail = f"the pass has {num_tokens} tokens with this row: max_pass_tokens is {self._max_pass_tokens}"
             raise _RowRefused(target_pb2.ROW_STATUS_INVALID, detail, self._undo(work))
-        num_blocks += self._engine.blocks_needed([work.row])
-        if num_blocks > self._engine.num_free_blocks:
-            detail = f"the pass needs {num_blocks} KV blocks with this row, {self._engine.num_free_blocks} are free"
+        growth = self._engine.growth(work.row)
+        demand.add(growth)
+        if not demand.is_met:
+            num_free = self._engine.num_free_blocks
+            detail = f"the pass needs {demand.num_blocks} KV blocks with this row, {num_free} are free"
+            demand.remove(growth)
             raise _RowRefused(target_pb2.ROW_STATUS_NO_CAPACITY, detail, self._undo(work))
-        return num_tokens, num_blocks
+        return num_tokens
 
     def _finish(self, work: _Work, logits: Tensor | None, result: target_pb2.RowResult) -> None:
         """Choose, walk and commit. `logits` are [1 + num_nodes, vocab] f32; None for a prompt chunk."""
@@ -227,6 +236,7 @@ class Passes:
             work.request.known += walked.tokens
             result.tokens = pack_i32(walked.tokens)
         result.known_len = len(work.request.known)
+        result.num_cached_tokens = work.num_found
 
     def _undo(self, work: _Work) -> int:
         """Forget what the row brought and what was computed for it. Returns what is known then."""

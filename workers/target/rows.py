@@ -20,6 +20,7 @@ class ParsedRow:
     epoch: int
     committed_len: int
     params: ChoiceParams | None  # of a row that opens an epoch
+    num_prompt_tokens: int  # of a row that opens an epoch
     start: int  # tokens are the committed ones [start, start + len(tokens))
     tokens: Sequence[int]
     node_tokens: Sequence[int]  # [num_nodes]
@@ -49,6 +50,7 @@ def parse_row(row: target_pb2.Row, *, vocab_size: int, max_context: int) -> Pars
         epoch=row.ref.epoch,
         committed_len=row.committed_len,
         params=choice_params(row.open) if row.HasField("open") else None,
+        num_prompt_tokens=row.open.num_prompt_tokens,
         start=row.tokens.start,
         tokens=tokens,
         node_tokens=node_tokens,

@@ -1,8 +1,10 @@
 // Attention of a packed, ragged batch over the paged KV cache: prompt chunks, single tokens and draft trees.
 //
-//     keys     [num_blocks][num_kv_heads][head_dim][lines]     a block's keys side by side, for scores
-//     values   [num_blocks][num_kv_heads][block_size][width]   a token's values side by side
-//     (lines, width: block_size and head_dim, rounded up to whole vectors)
+//     keys     [num_blocks][num_kv_heads][head_dim][block_size]   a block's keys side by side, for scores
+//     values   [num_blocks][num_kv_heads][block_size][head_dim]   a token's values side by side
+//
+// They are read in whole vectors. Where a size is no multiple of one, what lies behind is read, computed with and
+// never looked at; so the cache has to end a vector later than its last number (`PanelStore`).
 //
 // A query sees its path: the context and the row's tokens up to it, which lie in the order of the block table, then
 // for a node its ancestors and itself, which lie among the row's nodes.
@@ -37,7 +39,8 @@ constexpr int64_t kMaxHeadDim = 1024;
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 struct Shape {
-  int64_t num_heads, num_kv_heads, group, head_dim, block_size, lines, width, segment;
+  int64_t num_heads, num_kv_heads, group, head_dim, block_size, segment;
+  int64_t lines, width;  // block_size and head_dim in whole vectors
 };
 
 struct Scoring {
@@ -81,21 +84,22 @@ struct Pass {
     return queries + (head * num_tokens * shape.group + pair) * shape.head_dim;
   }
   const T* key_block(int64_t block, int64_t head) const {
-    return keys + (block * shape.num_kv_heads + head) * shape.head_dim * shape.lines;
+    return keys + (block * shape.num_kv_heads + head) * shape.head_dim * shape.block_size;
   }
   const T* value_block(int64_t block, int64_t head) const {
-    return values + (block * shape.num_kv_heads + head) * shape.block_size * shape.width;
+    return values + (block * shape.num_kv_heads + head) * shape.block_size * shape.head_dim;
   }
 };
 
 // Scores of kRows queries against kVecs vectors of keys.
 template <int kRows, int kVecs, typename T>
-inline void score(const float* q, int64_t head_dim, const T* keys, int64_t lines, float* scores, int64_t stride) {
+inline void score(const float* q, int64_t head_dim, const T* keys, int64_t block_size, float* scores,
+                  int64_t stride) {
   Vec sums[kRows][kVecs] = {};
   for (int64_t d = 0; d < head_dim; ++d) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVecs; ++v) {
-      const Vec line = load(keys + d * lines + v * kLanes);
+      const Vec line = load(keys + d * block_size + v * kLanes);
 #pragma GCC unroll 6
       for (int row = 0; row < kRows; ++row) sums[row][v] += splat(q[row * head_dim + d]) * line;
     }
@@ -110,9 +114,9 @@ template <int kRows, typename T>
 inline void score_block(const Shape& shape, const float* q, const T* keys, float* scores, int64_t stride) {
   int64_t line = 0;
   for (; line + 2 * kLanes <= shape.lines; line += 2 * kLanes)
-    score<kRows, 2>(q, shape.head_dim, keys + line, shape.lines, scores + line, stride);
+    score<kRows, 2>(q, shape.head_dim, keys + line, shape.block_size, scores + line, stride);
   for (; line < shape.lines; line += kLanes)
-    score<kRows, 1>(q, shape.head_dim, keys + line, shape.lines, scores + line, stride);
+    score<kRows, 1>(q, shape.head_dim, keys + line, shape.block_size, scores + line, stride);
 }
 
 // sums[row] += weights[row][j] * values[j] for j in order.
@@ -235,7 +239,7 @@ class Tile {
     Vec sums[kRows * kVecs] = {};
     for (int64_t offset = 0; offset < canonical_; offset += shape_.block_size) {
       const int64_t block = row_.blocks[(begin_ + offset) / shape_.block_size];
-      weigh<kRows, kVecs>(scores_ + offset, stride_, pass_.value_block(block, head_) + d, shape_.width,
+      weigh<kRows, kVecs>(scores_ + offset, stride_, pass_.value_block(block, head_) + d, shape_.head_dim,
                           std::min(shape_.block_size, canonical_ - offset), sums);
     }
     if (row_.canonical() < end_)
@@ -253,7 +257,7 @@ class Tile {
     const int64_t slot = row_.canonical() + node - row_.start - row_.num_linear;
     const T* values = pass_.value_block(row_.blocks[slot / shape_.block_size], head_);
     weigh<1, kVecs>(scores_ + row * stride_ + pass_.positions[node] - begin_, 0,
-                    values + slot % shape_.block_size * shape_.width + d, 0, 1, sums);
+                    values + slot % shape_.block_size * shape_.head_dim + d, 0, 1, sums);
   }
 
   const Pass<T>& pass_;
@@ -406,12 +410,12 @@ void write_kv(const at::Tensor& key, const at::Tensor& value, T* keys, T* values
     for (int64_t token = begin; token < end; ++token) {
       const int64_t block = slots[token] / shape.block_size, line = slots[token] % shape.block_size;
       for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-        T* key_target = keys + (block * shape.num_kv_heads + head) * shape.head_dim * shape.lines + line;
-        T* value_target = values + ((block * shape.num_kv_heads + head) * shape.block_size + line) * shape.width;
+        T* key_target = keys + (block * shape.num_kv_heads + head) * shape.head_dim * shape.block_size + line;
+        T* value_target = values + ((block * shape.num_kv_heads + head) * shape.block_size + line) * shape.head_dim;
         const T* key_source = k + head * key.stride(1) + token * key.stride(2);
         const T* value_source = v + head * value.stride(1) + token * value.stride(2);
         for (int64_t d = 0; d < shape.head_dim; ++d) {
-          key_target[d * shape.lines] = key_source[d];
+          key_target[d * shape.block_size] = key_source[d];
           value_target[d] = value_source[d];
         }
       }
@@ -467,9 +471,9 @@ at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& key, const
   shape.num_kv_heads = key.size(1);
   shape.group = shape.num_heads / shape.num_kv_heads;
   shape.head_dim = query.size(3);
-  shape.lines = keys.size(3);
   shape.block_size = values.size(2);
-  shape.width = values.size(3);
+  shape.lines = round_up(shape.block_size, kLanes);
+  shape.width = round_up(shape.head_dim, kLanes);
   shape.segment = round_up(kSegment, shape.block_size);
   TORCH_CHECK(shape.head_dim <= kMaxHeadDim, "a head of at most ", kMaxHeadDim, " numbers is served");
   const Scoring scoring{float(scaling), window, float(softcap), sinks ? sinks->const_data_ptr<float>() : nullptr};
@@ -482,17 +486,17 @@ at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& key, const
   return output;
 }
 
-// Copies slots in every layer: keys [num_layers, num_blocks, num_kv_heads, head_dim, lines], values likewise, moves
+// Copies slots in every layer: keys [num_layers, num_blocks, num_kv_heads, head_dim, block_size], values likewise, moves
 // [num_moves, 2] i64 of (source slot, destination slot). All are read before one is written.
 template <typename T>
 void move_all(at::Tensor& keys, at::Tensor& values, const at::Tensor& moves) {
-  const int64_t num_layers = keys.size(0), num_heads = keys.size(2), head_dim = keys.size(3), lines = keys.size(4);
-  const int64_t block_size = values.size(3), width = values.size(4), num_moves = moves.size(0);
+  const int64_t num_layers = keys.size(0), num_heads = keys.size(2), head_dim = keys.size(3);
+  const int64_t block_size = values.size(3), num_moves = moves.size(0);
   const int64_t* slots = moves.const_data_ptr<int64_t>();
   T* key_data = static_cast<T*>(keys.mutable_data_ptr());
   T* value_data = static_cast<T*>(values.mutable_data_ptr());
   at::parallel_for(0, num_layers, std::max<int64_t>(1, 256 / num_moves), [&](int64_t begin, int64_t end) {
-    std::vector<T> held(num_moves * num_heads * (head_dim + width));
+    std::vector<T> held(num_moves * num_heads * 2 * head_dim);
     for (int64_t layer = begin; layer < end; ++layer)
       for (const int64_t side : {0, 1}) {  // read all, then write all
         T* next = held.data();
@@ -501,9 +505,9 @@ void move_all(at::Tensor& keys, at::Tensor& values, const at::Tensor& moves) {
           for (int64_t head = 0; head < num_heads; ++head) {
             T* key = key_data + layer * keys.stride(0) + block * keys.stride(1) + head * keys.stride(2) + line;
             T* value = value_data + layer * values.stride(0) + block * values.stride(1) + head * values.stride(2) +
-                       line * width;
-            for (int64_t d = 0; d < head_dim; ++d, ++next) side ? void(key[d * lines] = *next) : void(*next = key[d * lines]);
-            for (int64_t d = 0; d < width; ++d, ++next) side ? void(value[d] = *next) : void(*next = value[d]);
+                       line * head_dim;
+            for (int64_t d = 0; d < head_dim; ++d, ++next) side ? void(key[d * block_size] = *next) : void(*next = key[d * block_size]);
+            for (int64_t d = 0; d < head_dim; ++d, ++next) side ? void(value[d] = *next) : void(*next = value[d]);
           }
         }
       }
