@@ -51,3 +51,8 @@ def set_num_threads(num_threads: int | None) -> None:
     """Threads of this process's arithmetic; None leaves torch's choice. Workers that share cores must divide them."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+
+
+def has_matrix_units(dtype: torch.dtype) -> bool:
+    """Whether this machine's CPU multiplies whole tiles of this dtype (AMX), which torch's own kernels use."""
+    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()

@@ -7,16 +7,21 @@ KernelForward   CPU: packed linear layers and one attention operator in C++ (`ke
 
 from __future__ import annotations
 
-import logging
+import os
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
+from torch._inductor import config as inductor_config
 from transformers import AttentionInterface, PreTrainedModel
 
+from outrider.errors import Unsupported
 from workers.engine.attention import PagedPass
+from workers.engine.device import has_matrix_units
 from workers.engine.kernels.build import load_kernels
 from workers.engine.kv_store import KVShape, KVStore, PanelStore
 from workers.engine.layout import Layout
@@ -24,7 +29,6 @@ from workers.engine.linear import PACKED_DTYPES, pack_linear_layers
 
 KERNEL_ATTENTION = "outrider_kernels"
 _LEAST_LOGITS = 2  # sizes of 0 and 1 are compiled apart; of the head's rows there are two at least, so it is not
-_log = logging.getLogger(__name__)
 
 
 class Forward(Protocol):
@@ -35,17 +39,27 @@ class Forward(Protocol):
     def allocate(self, num_blocks: int, block_size: int) -> None:
         """Make the KV cache, in place of what there was."""
 
-    def compile(self) -> None:
-        """Have what can be compiled on this device compiled, when it is first run."""
-
     def run(self, layout: Layout) -> Tensor:
         """Carry out the layout's moves, then the pass: [num_logits, vocab] f32."""
 
+    def compile(self, cache_dir: Path) -> None:
+        """Have what can be compiled on this device compiled, when it is first run."""
 
-def choose_forward(module: PreTrainedModel, shape: KVShape, device: torch.device, cache_dir: Path) -> Forward:
-    """The fastest forward that this machine can run."""
+    def run_uncompiled(self) -> None:
+        """Take `compile` back."""
+
+
+def choose_forward(
+    module: PreTrainedModel, shape: KVShape, device: torch.device, *, exact: bool, cache_dir: Path
+) -> Forward:
+    """The fastest forward that this machine can run; with `exact`, of those whose logits are the same in any pass.
+
+    Raises Unsupported where there is none.
+    """
     if device.type == "cpu" and shape.dtype in PACKED_DTYPES and load_kernels(cache_dir):
-        return KernelForward(module, shape)
+        return KernelForward(module, shape, exact=exact)
+    if exact:
+        raise Unsupported("exact is for CPUs with our kernels, in float32 or bfloat16")
     return TorchForward(module, shape, device)
 
 
@@ -61,8 +75,11 @@ class TorchForward:
     def allocate(self, num_blocks: int, block_size: int) -> None:
         self._store = KVStore(self.kv_shape, num_blocks * block_size, self._device)
 
-    def compile(self) -> None:
+    def compile(self, cache_dir: Path) -> None:
         """Nothing: flex attention compiles itself on CUDA, and the rest runs as transformers wrote it."""
+
+    def run_uncompiled(self) -> None:
+        """Nothing."""
 
     @torch.inference_mode()
     def run(self, layout: Layout) -> Tensor:
@@ -81,9 +98,9 @@ class TorchForward:
 class KernelForward:
     """See `Forward`."""
 
-    def __init__(self, module: PreTrainedModel, shape: KVShape) -> None:
+    def __init__(self, module: PreTrainedModel, shape: KVShape, *, exact: bool) -> None:
         AttentionInterface.register(KERNEL_ATTENTION, _kernel_attention)
-        pack_linear_layers(module)
+        pack_linear_layers(module, keep_weights=has_matrix_units(shape.dtype) and not exact)
         self._module = module
         self.kv_shape = shape
         self._call: Any = module
@@ -96,9 +113,27 @@ class KernelForward:
             layer = getattr(part, "layer_idx", None)
             if isinstance(layer, int):
                 part.kv_keys, part.kv_values = self._store.keys[layer], self._store.values[layer]
+                for held in (part.kv_keys, part.kv_values):
+                    torch._dynamo.mark_static(held)
 
-    def compile(self) -> None:
-        self._call = _compiled(self._module, self.kv_shape.num_layers)
+    def compile(self, cache_dir: Path) -> None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir / "inductor"))  # torch takes it from here alone
+        dynamo_config.recompile_limit = 256  # it counts the graphs of all engines in the process together
+        inductor_config.compile_threads = 1  # more would be processes that outlive us by a while
+        for layer in self._layers():
+            region: Any = torch.compiler.nested_compile_region(type(layer).forward)
+            layer.forward = types.MethodType(region, layer)
+        self._call = torch.compile(self._module, fullgraph=True)
+
+    def run_uncompiled(self) -> None:
+        for layer in self._layers():
+            layer.__dict__.pop("forward", None)
+        self._call = self._module
+
+    def _layers(self) -> Iterator[nn.Module]:
+        for part in self._module.modules():
+            if isinstance(part, nn.ModuleList) and len(part) == self.kv_shape.num_layers:
+                yield from part
 
     @torch.no_grad()
     def run(self, layout: Layout) -> Tensor:
@@ -164,16 +199,6 @@ def _kernel_attention(
         None if s_aux is None else s_aux.float(),
     )
     return output, None
-
-
-def _compiled(module: PreTrainedModel, num_layers: int) -> Any:
-    """The module, compiled as a whole, with its layers marked as one region that is compiled once."""
-    for layers in module.modules():
-        if isinstance(layers, nn.ModuleList) and len(layers) == num_layers:
-            for layer in layers:
-                region: Any = torch.compiler.nested_compile_region(type(layer).forward)
-                layer.forward = types.MethodType(region, layer)
-    return torch.compile(module, fullgraph=True)
 
 
 def _declare_sizes(inputs: dict[str, Tensor]) -> None:

@@ -11,20 +11,21 @@ from torch.distributed.tensor import DTensor
 PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 
-def pack_linear_layers(module: nn.Module) -> None:
+def pack_linear_layers(module: nn.Module, *, keep_weights: bool) -> None:
     """Replace the weight of every linear layer by its packed form, in place; names stay.
 
-    A weight that is shared, with an embedding say, stays where it is used otherwise. A layer that tensor parallelism
-    has split is left as it is: transformers has wrapped its forward already.
+    With `keep_weights` the plain form stays beside it, and passes over many tokens use it. A layer that tensor
+    parallelism has split is left as it is: transformers has wrapped its forward already.
     """
     for layer in module.modules():
         if type(layer) is nn.Linear and layer.weight.dtype in PACKED_DTYPES and not isinstance(layer.weight, DTensor):
-            _pack(layer)
+            _pack(layer, keep_weights)
 
 
-def _pack(layer: nn.Linear) -> None:
+def _pack(layer: nn.Linear, keep_weights: bool) -> None:
     packed = torch.ops.outrider.pack_weight(layer.weight.detach())
-    layer.weight = None  # type: ignore[assignment]  # its memory is given back where nothing else holds it
+    if not keep_weights:
+        layer.weight = None  # type: ignore[assignment]  # its memory is given back where nothing else holds it
     layer.register_buffer("packed", packed, persistent=False)
     if layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.detach().float(), requires_grad=False)
@@ -42,5 +43,5 @@ class PackedLinear(nn.Linear):
         input: Tensor,  # noqa: A002 - torch's name; [..., in_features]
     ) -> Tensor:
         linear: Any = torch.ops.outrider.linear
-        output: Tensor = linear(input, self.packed, self.bias, self.out_features)
+        output: Tensor = linear(input, self.packed, self.bias, self.weight, self.out_features)
         return output

@@ -46,7 +46,7 @@ class ModelSpec:
 
 
 def load_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: str, tensor_parallel: int, cache_dir: Path
+    checkpoint: Checkpoint, device: torch.device, dtype: str, tensor_parallel: int, *, exact: bool, cache_dir: Path
 ) -> tuple[ModelSpec, Forward]:
     """This rank's part of a checkpoint on its device, ready to run but for the size of its KV cache.
 
@@ -68,7 +68,7 @@ def load_model(
         if asked.num_kv_heads * tensor_parallel != num_kv_heads_of(config):
             raise Unsupported("transformers has no plan that divides its heads")
         kv_shape = KVShape(config.num_hidden_layers, asked.num_kv_heads, asked.head_dim, module.dtype)
-        forward = choose_forward(module, kv_shape, device, cache_dir)
+        forward = choose_forward(module, kv_shape, device, exact=exact, cache_dir=cache_dir)
         self_check.check(module, forward, config.vocab_size)
     except Unsupported as err:
         raise Unsupported(f"{checkpoint.model} ({config.model_type}): {err}") from err

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from outrider.errors import InvalidRequest
 from outrider.tree import check_parents
+from workers.engine import row_invariance
 from workers.engine.batch import Batch, BatchRow, Row, join, node_depths
 from workers.engine.checkpoint import DEFAULT_CACHE_DIR, Checkpoint
+from workers.engine.compilation import compile_forward
 from workers.engine.demand import Demand, Growth
 from workers.engine.device import kv_cache_budget_bytes, resolve_device
 from workers.engine.kv_cache import KVCache
@@ -51,16 +53,18 @@ class Engine:
         block_size: int = 16,
         kv_cache_bytes: int | None = None,
         compiled: bool = False,
+        exact: bool = False,
         cache_dir: Path | None = None,
         group: Ranks | None = None,
     ) -> None:
         if tensor_parallel != (group.size if group is not None else 1):
             raise InvalidRequest.of("tensor_parallel", tensor_parallel, "it is the number of ranks in the group")
         self._group = group
+        cache_dir = (cache_dir or DEFAULT_CACHE_DIR).expanduser()
         self._device = resolve_device(device, group.rank if group is not None else 0)
         with self._guard():
             self.spec, self._forward = load_model(
-                checkpoint, self._device, dtype, tensor_parallel, (cache_dir or DEFAULT_CACHE_DIR).expanduser()
+                checkpoint, self._device, dtype, tensor_parallel, exact=exact, cache_dir=cache_dir
             )
         self.block_size = block_size
         budget = kv_cache_budget_bytes(self._device, kv_cache_bytes)
@@ -71,8 +75,10 @@ class Engine:
             raise InvalidRequest.of("kv_cache_bytes", budget, "it holds not a single block")
         self._cache = KVCache(num_blocks, block_size)
         self._forward.allocate(num_blocks, block_size)
-        if compiled:
-            self._forward.compile()
+        if compiled and group is None:  # a group's sums leave the graph, so there is little to gain
+            compile_forward(self._forward, self.spec.vocab_size, block_size, cache_dir)
+        if exact:
+            row_invariance.check(self._forward, self.spec.vocab_size, num_blocks, block_size)
 
     @property
     def num_blocks(self) -> int:

@@ -12,6 +12,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -23,6 +24,7 @@ namespace outrider {
 namespace {
 
 constexpr int kPanel = 2 * kLanes;
+constexpr int64_t kManyRows = 16;
 constexpr int kMaxRows = kLanes == 16 ? 12 : 6;  // rows of one tile: their sums fill the registers
 
 inline void load_line(const float* line, Vec& low, Vec& high) {
@@ -140,11 +142,16 @@ void dispatch_weight(const float* x, int64_t num_rows, int64_t num_inputs, const
 }
 
 // x: [..., in_features] f32 or bf16, whose dtype the result has; packed as `pack_weight` made it; bias
-// [out_features] f32.
+// [out_features] f32. Where the plain weight is given too, [out_features, in_features], many rows are left to torch:
+// on a CPU with matrix units that is faster, and no longer the same bits for every number of rows.
 at::Tensor linear(const at::Tensor& input, const at::Tensor& packed, const std::optional<at::Tensor>& bias,
-                  int64_t num_outputs) {
+                  const std::optional<at::Tensor>& weight, int64_t num_outputs) {
   const at::Tensor x = input.contiguous();
   const int64_t num_inputs = x.size(-1), num_rows = x.numel() / num_inputs;
+  if (weight && num_rows > kManyRows) {
+    at::Tensor y = at::linear(x, *weight);
+    return bias ? y.add_(*bias) : y;
+  }
   TORCH_CHECK(packed.dim() == 3 && packed.size(1) == num_inputs && packed.size(2) == kPanel,
               "a weight packed for ", num_inputs, " inputs is needed, not ", packed.sizes());
   auto sizes = x.sizes().vec();
@@ -189,7 +196,7 @@ at::Tensor pack_weight(const at::Tensor& weight_) {
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(outrider, library) {
-  library.def("linear(Tensor x, Tensor packed, Tensor? bias, int num_outputs) -> Tensor");
+  library.def("linear(Tensor x, Tensor packed, Tensor? bias, Tensor? weight, int num_outputs) -> Tensor");
   library.def("pack_weight(Tensor weight) -> Tensor");
 }
 

@@ -1,0 +1,55 @@
+"""Compiling a forward at load, before anybody waits for it, and only for as long as it gives what it gave before.
+
+A few models can't be traced by torch's compiler, and a compiler can be wrong. Then the forward runs as it did, and
+the log says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+
+from workers.engine.batch import Batch, BatchRow, Row
+from workers.engine.forward import Forward
+from workers.engine.layout import lay_out
+
+_TOLERANCES = {torch.float32: 1e-3}
+_TOLERANCE_16_BITS = 0.5  # as in `self_check.py`
+_log = logging.getLogger(__name__)
+
+
+def compile_forward(forward: Forward, vocab_size: int, block_size: int, cache_dir: Path) -> None:
+    """Compile what passes of one token and of several run, or leave the forward uncompiled and log the reason.
+
+    The KV cache is there already, and empty: its size is part of what is compiled. What torch compiles is kept in
+    `cache_dir`: the first start of a model takes about half a minute here, later ones a few seconds.
+    """
+    started = time.perf_counter()
+    expected = _logits(forward, vocab_size, block_size)
+    _log.info("compiling the forward")
+    forward.compile(cache_dir)
+    try:
+        compiled = _logits(forward, vocab_size, block_size)
+    except TorchDynamoException as err:
+        forward.run_uncompiled()
+        _log.warning("the forward runs uncompiled, and slower: torch can't compile it: %s", str(err).partition("\n")[0])
+        return
+    error = max(float((ours - plain).norm() / plain.norm()) for ours, plain in zip(compiled, expected, strict=True))
+    if not error <= _TOLERANCES.get(forward.kv_shape.dtype, _TOLERANCE_16_BITS):
+        forward.run_uncompiled()
+        _log.warning("the forward runs uncompiled, and slower: compiled, its logits are %.2g away", error)
+        return
+    _log.info("compiled the forward in %.0f s", time.perf_counter() - started)
+
+
+def _logits(forward: Forward, vocab_size: int, block_size: int) -> list[Tensor]:
+    """Logits of a pass over one token, and of one over several, in the first block."""
+    tokens = [vocab_size // 2, vocab_size // 3]
+    rows = [BatchRow(Row(0, tokens[:count]), 0, [0]) for count in (2, 1)]
+    device = torch.device("cpu")
+    return [forward.run(lay_out(Batch.of([row], []), block_size, device)).clone() for row in rows]
