@@ -118,6 +118,7 @@ class DrafterActor(_Actor):
                 listen=f"{_own_host()}:0",
                 threads=threads,
                 kv_cache_bytes=section.kv_cache_bytes,
+                compiled=section.compiled,
                 cache_dir=config.cache_dir,
             )
         )
@@ -145,6 +146,8 @@ def target_config(config: CellConfig, threads: int, group_address: str | None) -
         device=section.device,
         listen=f"{_own_host()}:0",
         kv_cache_bytes=section.kv_cache_bytes,
+        compiled=section.compiled,
+        exact=section.exact,
         threads=threads,
         cache_dir=config.cache_dir,
         group_address=group_address,

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +35,8 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; fl
 Target = Annotated[str | None, typer.Option(help="Folder, GGUF file or hub name. Default: SmolLM2-135M-Instruct.")]
 TensorParallel = Annotated[int | None, typer.Option(help="Ranks that share the target.")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Compiled = Annotated[bool | None, typer.Option(help="Compile the target's forward: starts later, runs faster.")]
+Exact = Annotated[bool | None, typer.Option(help="Same logits in every pass, also in bfloat16, or no start.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda, of the target.")]
 Drafter = Annotated[
     list[str] | None,
@@ -50,12 +52,22 @@ def up(
     tensor_parallel: TensorParallel = None,
     dtype: Dtype = None,
     device: Device = None,
+    compiled: Compiled = None,
+    exact: Exact = None,
     drafter: Drafter = None,
     listen: Listen = None,
 ) -> None:
     """Start a cell on this machine and serve until Ctrl-C or SIGTERM, which drain it; a second one ends it at once."""
     with _failures_end_the_command():
-        flags = _flags(target, tensor_parallel, dtype, device, drafter, listen)
+        of_target = {
+            "model": target,
+            "tensor_parallel": tensor_parallel,
+            "dtype": dtype,
+            "device": device,
+            "compiled": compiled,
+            "exact": exact,
+        }
+        flags = _flags(of_target, drafter, listen)
         with _progress() as report:
             settings = with_model(load_config(config, flags), report)
         cell = Cell(settings)
@@ -130,17 +142,9 @@ def _progress() -> Iterator[Report]:
         yield report
 
 
-def _flags(
-    target: str | None,
-    tensor_parallel: int | None,
-    dtype: str | None,
-    device: str | None,
-    drafter: list[str] | None,
-    listen: str | None,
-) -> dict[str, Any]:
+def _flags(of_target: Mapping[str, Any], drafter: list[str] | None, listen: str | None) -> dict[str, Any]:
     """The flags that were given, in the shape of the file."""
-    given = {"model": target, "tensor_parallel": tensor_parallel, "dtype": dtype, "device": device}
-    flags: dict[str, Any] = {"target": {key: value for key, value in given.items() if value is not None}}
+    flags: dict[str, Any] = {"target": {key: value for key, value in of_target.items() if value is not None}}
     if drafter:
         flags["drafters"] = parse_drafters(drafter)
     if listen is not None:

@@ -73,6 +73,8 @@ class TargetSection(Section):
         default=None, description="of each rank; unset: by device"
     )
     threads: Count | None = Field(default=None, description="of each rank; unset: a fair share of the cores")
+    compiled: bool = Field(default=True, description="the forward: starts later, runs faster; on one CPU rank")
+    exact: bool = Field(default=False, description="same logits in every pass, also in bfloat16, or no start")
 
 
 class DrafterSection(Section):
@@ -83,6 +85,7 @@ class DrafterSection(Section):
     device: Device = "cpu"
     kv_cache_bytes: Annotated[int, Field(gt=0)] | None = None
     threads: Count | None = None
+    compiled: bool = True
 
     @model_validator(mode="after")
     def _has_a_model_if_it_needs_one(self) -> Self:

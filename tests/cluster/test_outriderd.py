@@ -15,6 +15,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from cluster.config import DEFAULT_CACHE_DIR
 from outrider import AsyncClient
 from outrider.errors import OutriderError
 from outrider.types import SamplingParams
@@ -88,11 +89,11 @@ async def outriderd(*arguments: str, cache: Path) -> AsyncIterator[Command]:
 
 
 def up(model: Path) -> list[str]:
-    return ["up", "--target", str(model), "--dtype", "float32", "--listen", "127.0.0.1:0"]
+    return ["up", "--target", str(model), "--dtype", "float32", "--no-compiled", "--listen", "127.0.0.1:0"]
 
 
-async def test_ctrl_c_ends_the_command_with_0_and_no_process_is_left(tiny_model: Path, tmp_path: Path) -> None:
-    async with outriderd(*up(tiny_model), cache=tmp_path) as command:
+async def test_ctrl_c_ends_the_command_with_0_and_no_process_is_left(tiny_model: Path) -> None:
+    async with outriderd(*up(tiny_model), cache=DEFAULT_CACHE_DIR.expanduser()) as command:
         async with AsyncClient(await command.endpoint()) as client:
             answer = await client.generate([3, 4, 5], sampling=SamplingParams(max_tokens=8, ignore_eos=True)).result()
         assert len(answer.token_ids) == 8
@@ -102,8 +103,8 @@ async def test_ctrl_c_ends_the_command_with_0_and_no_process_is_left(tiny_model:
         assert command.processes() == []
 
 
-async def test_a_running_answer_is_finished_after_sigterm(tiny_model: Path, tmp_path: Path) -> None:
-    async with outriderd(*up(tiny_model), cache=tmp_path) as command:
+async def test_a_running_answer_is_finished_after_sigterm(tiny_model: Path) -> None:
+    async with outriderd(*up(tiny_model), cache=DEFAULT_CACHE_DIR.expanduser()) as command:
         async with AsyncClient(await command.endpoint()) as client:
             num_tokens = 0
             async for _ in client.generate([3, 4, 5], sampling=MEDIUM):
@@ -116,8 +117,8 @@ async def test_a_running_answer_is_finished_after_sigterm(tiny_model: Path, tmp_
 
 
 @pytest.mark.parametrize("line", ["Starting Ray", "Starting the target"])
-async def test_a_sigterm_while_the_cell_starts_leaves_nothing(tiny_model: Path, tmp_path: Path, line: str) -> None:
-    async with outriderd(*up(tiny_model), cache=tmp_path) as command:
+async def test_a_sigterm_while_the_cell_starts_leaves_nothing(tiny_model: Path, line: str) -> None:
+    async with outriderd(*up(tiny_model), cache=DEFAULT_CACHE_DIR.expanduser()) as command:
         assert command.process.stderr is not None
         async with asyncio.timeout(TIMEOUT_S):
             while (await command.process.stderr.readline()).decode().strip() != line:
@@ -134,8 +135,8 @@ async def _read_with_impatience(client: AsyncClient, command: Command) -> None:
             command.process.send_signal(signal.SIGTERM)
 
 
-async def test_a_second_sigterm_does_not_wait_for_running_answers(tiny_model: Path, tmp_path: Path) -> None:
-    async with outriderd(*up(tiny_model), cache=tmp_path) as command:
+async def test_a_second_sigterm_does_not_wait_for_running_answers(tiny_model: Path) -> None:
+    async with outriderd(*up(tiny_model), cache=DEFAULT_CACHE_DIR.expanduser()) as command:
         async with AsyncClient(await command.endpoint()) as client:
             with pytest.raises(OutriderError):
                 await _read_with_impatience(client, command)

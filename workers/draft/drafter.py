@@ -73,6 +73,7 @@ class Resources:
     dtype: str = "auto"
     threads: int | None = None
     kv_cache_bytes: int | None = None
+    compiled: bool = False
     cache_dir: Path | None = None
 
 

@@ -43,7 +43,14 @@ def load(source: str, resources: Resources) -> ModelDrafter:
         raise InvalidRequest.of("drafters", "model", 'it names its model: "model:PATH_OR_NAME"')
     set_num_threads(resources.threads)
     checkpoint = prepare_checkpoint(source, cache_dir=resources.cache_dir)
-    engine = Engine(checkpoint, device=resources.device, dtype=resources.dtype, kv_cache_bytes=resources.kv_cache_bytes)
+    engine = Engine(
+        checkpoint,
+        device=resources.device,
+        dtype=resources.dtype,
+        kv_cache_bytes=resources.kv_cache_bytes,
+        compiled=resources.compiled,
+        cache_dir=resources.cache_dir,
+    )
     noise = NoiseCache(engine.spec.vocab_size, resolve_device(resources.device))
     return ModelDrafter(engine, vocabulary_of(checkpoint.folder, engine.spec.vocab_size), noise)
 

@@ -35,6 +35,7 @@ class DrafterConfig:
     listen: str = "127.0.0.1:0"
     threads: int | None = None  # None: torch's own choice
     kv_cache_bytes: int | None = None  # of each model; None: what the device has to spare
+    compiled: bool = False  # start later and run faster
     cache_dir: Path | None = None
 
 
@@ -83,7 +84,14 @@ class DrafterServer:
 
     async def _host(self, spec: DrafterSpec) -> Hosted:
         config = self._config
-        resources = Resources(config.device, config.dtype, config.threads, config.kv_cache_bytes, config.cache_dir)
+        resources = Resources(
+            device=config.device,
+            dtype=config.dtype,
+            threads=config.threads,
+            kv_cache_bytes=config.kv_cache_bytes,
+            compiled=config.compiled,
+            cache_dir=config.cache_dir,
+        )
         thread = EngineThread(f"drafter-{spec.name}")
         self._threads.append(thread)
         return Hosted(spec.name, await thread.run(partial(load_drafter, spec, resources)), thread)

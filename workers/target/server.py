@@ -47,6 +47,8 @@ class TargetConfig:
     block_size: int = 16
     kv_cache_bytes: int | None = None  # None: what the device has to spare
     max_pass_tokens: int = 512
+    compiled: bool = False  # start later and run faster; torch's compiler fuses what our kernels leave
+    exact: bool = False  # a token's logits don't depend on the rest of the pass, or the start fails
     threads: int | None = None  # None: torch's own choice
     cache_dir: Path | None = None
     group_address: str | None = None  # "host:port" where the ranks meet; needed with tensor_parallel > 1
@@ -164,6 +166,9 @@ def _engine(config: TargetConfig, checkpoint: Checkpoint, group: Group | None) -
         tensor_parallel=config.tensor_parallel,
         block_size=config.block_size,
         kv_cache_bytes=config.kv_cache_bytes,
+        compiled=config.compiled,
+        exact=config.exact,
+        cache_dir=config.cache_dir,
         group=group,
     )
 
