@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from torch._inductor import config as inductor_config
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from transformers import AttentionInterface, PreTrainedModel
 
 from outrider.errors import Unsupported
@@ -27,6 +28,7 @@ from workers.engine.kv_store import KVShape, KVStore, PanelStore
 from workers.engine.layout import Layout
 from workers.engine.linear import PACKED_DTYPES, pack_linear_layers
 
+_COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 KERNEL_ATTENTION = "outrider_kernels"
 _LEAST_LOGITS = 2  # sizes of 0 and 1 are compiled apart; of the head's rows there are two at least, so it is not
 
@@ -117,8 +119,10 @@ class KernelForward:
                     torch._dynamo.mark_static(held)
 
     def compile(self, cache_dir: Path) -> None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir / "inductor"))  # torch takes it from here alone
+        if os.environ.get(_COMPILER_CACHE) in (None, default_cache_dir()):  # where torch takes it from, and puts it
+            os.environ[_COMPILER_CACHE] = str(cache_dir / "inductor")
         dynamo_config.recompile_limit = 256  # it counts the graphs of all engines in the process together
+        inductor_config.size_asserts = False  # a thousand a pass, of what cannot change
         inductor_config.compile_threads = 1  # more would be processes that outlive us by a while
         for layer in self._layers():
             region: Any = torch.compiler.nested_compile_region(type(layer).forward)
