@@ -37,7 +37,9 @@ def compile_forward(forward: Forward, vocab_size: int, block_size: int, cache_di
         compiled = _logits(forward, vocab_size, block_size)
     except TorchDynamoException as err:
         forward.run_uncompiled()
-        _log.warning("the forward runs uncompiled, and slower: torch can't compile it: %s", str(err).partition("\n")[0])
+        _log.warning(
+            "the forward runs uncompiled, and slower: torch can't compile it: %s", " ".join(str(err).split())[:400]
+        )
         return
     error = max(float((ours - plain).norm() / plain.norm()) for ours, plain in zip(compiled, expected, strict=True))
     if not error <= _TOLERANCES.get(forward.kv_shape.dtype, _TOLERANCE_16_BITS):

@@ -38,6 +38,9 @@ class Forward(Protocol):
 
     kv_shape: KVShape
 
+    @property
+    def is_compiled(self) -> bool: ...
+
     def allocate(self, num_blocks: int, block_size: int) -> None:
         """Make the KV cache, in place of what there was."""
 
@@ -67,6 +70,8 @@ def choose_forward(
 
 class TorchForward:
     """See `Forward`."""
+
+    is_compiled = False
 
     def __init__(self, module: PreTrainedModel, shape: KVShape, device: torch.device) -> None:
         self._module = module
@@ -118,6 +123,10 @@ class KernelForward:
                 for held in (part.kv_keys, part.kv_values):
                     torch._dynamo.mark_static(held)
 
+    @property
+    def is_compiled(self) -> bool:
+        return self._call is not self._module
+
     def compile(self, cache_dir: Path) -> None:
         if os.environ.get(_COMPILER_CACHE) in (None, default_cache_dir()):  # where torch takes it from, and puts it
             os.environ[_COMPILER_CACHE] = str(cache_dir / "inductor")
@@ -150,7 +159,7 @@ class KernelForward:
             "logits_to_keep": torch.cat([layout.logits_rows, layout.logits_rows.new_zeros(missing)]),
             "packed_layout": pack_layout(layout),
         }
-        if self._call is not self._module:
+        if self.is_compiled:
             _declare_sizes(inputs)
         output = self._call(use_cache=False, **inputs)
         logits: Tensor = output.logits[0, :num_logits].float()

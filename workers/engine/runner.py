@@ -78,7 +78,7 @@ class Engine:
         if compiled and group is None:  # a group's sums leave the graph, so there is little to gain
             compile_forward(self._forward, self.spec.vocab_size, block_size, cache_dir)
         if exact:
-            row_invariance.check(self._forward, self.spec.vocab_size, num_blocks, block_size)
+            row_invariance.ensure(self._forward, self.spec.vocab_size, num_blocks, block_size)
 
     @property
     def num_blocks(self) -> int:

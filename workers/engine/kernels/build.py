@@ -13,8 +13,10 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import filelock
 import torch
@@ -35,17 +37,13 @@ def load_kernels(cache_dir: Path) -> bool:
     """Make the operators of `torch.ops.outrider` known. False, with a warning, where they can't be compiled."""
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:
-        _log.warning(
-            "no C++ compiler (c++, g++ or $CXX) is here: the CPU forward runs in plain torch, several times slower"
-        )
+        _log.warning("%s: no C++ compiler is here (c++, g++ or $CXX)", _SLOW)
         return False
     try:
         library = _built(compiler, cache_dir / "kernels")
     except (subprocess.SubprocessError, OSError) as err:
         reason = getattr(err, "stderr", None) or str(err)
-        _log.warning(
-            "the CPU kernels can't be compiled, the forward runs in plain torch, several times slower: %s", reason
-        )
+        _log.warning("%s: the CPU kernels can't be compiled: %s", _SLOW, reason)
         return False
     torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
     _register_shapes()
@@ -73,21 +71,28 @@ def _compile(compiler: str, folder: Path) -> None:
         [compiler, *_FLAGS, *includes, "-c", str(_FOLDER / source), "-o", str(target)]
         for source, target in zip(_SOURCES, objects, strict=True)
     ]
-    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    try:
+    with ExitStack() as stack:
+        running = [stack.enter_context(_Compiler(command)) for command in commands]
         for process, command in zip(running, commands, strict=True):
             _, errors = process.communicate(timeout=_BUILD_TIMEOUT_S)
             if process.returncode:
                 raise subprocess.CalledProcessError(process.returncode, command, stderr=errors[-2000:])
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
     libraries = [part for path in cpp_extension.library_paths() for part in (f"-L{path}",)]
     link = [compiler, "-shared", "-fopenmp", *map(str, objects), *libraries, "-lc10", "-ltorch_cpu", "-ltorch"]
     subprocess.run(
         [*link, "-o", str(folder / "kernels.so")], check=True, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S
     )
+
+
+class _Compiler(subprocess.Popen[str]):
+    """A compiler at work, which is not left behind, and whose pipes are closed."""
+
+    def __init__(self, command: list[str]) -> None:
+        super().__init__(command, stderr=subprocess.PIPE, text=True)
+
+    def __exit__(self, *raised: Any) -> None:
+        self.kill()
+        super().__exit__(*raised)
 
 
 def _key(compiler: str) -> str:
