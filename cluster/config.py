@@ -73,6 +73,9 @@ class TargetSection(Section):
         default=None, description="of each rank; unset: by device"
     )
     threads: Count | None = Field(default=None, description="of each rank; unset: a fair share of the cores")
+    profile_s: float = Field(
+        default=3.0, ge=0, description="for measuring, once, how long passes take; 0: not measured"
+    )
 
 
 class DrafterSection(Section):

@@ -30,7 +30,7 @@ def cell_config(tiny_model: Path) -> MakeConfig:
     """Makes the config of a cell that starts fast: the tiny model in float32, one thread, a free port."""
 
     def make(**sections: Any) -> CellConfig:
-        target = {"model": str(tiny_model), "dtype": "float32", "threads": 1, "kv_cache_bytes": 1 << 24}
+        target = {"model": str(tiny_model), "dtype": "float32", "threads": 1, "kv_cache_bytes": 1 << 24, "profile_s": 0}
         flags = {"target": target | sections.pop("target", {}), "scheduler": {"listen": "127.0.0.1:0"}, **sections}
         return load_config(None, flags)
 
