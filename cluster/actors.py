@@ -151,6 +151,7 @@ def target_config(config: CellConfig, threads: int, group_address: str | None) -
         threads=threads,
         cache_dir=config.cache_dir,
         group_address=group_address,
+        profile_s=section.profile_s,
     )
 
 

@@ -75,6 +75,9 @@ class TargetSection(Section):
     threads: Count | None = Field(default=None, description="of each rank; unset: a fair share of the cores")
     compiled: bool = Field(default=True, description="the forward: starts later, runs faster; on one CPU rank")
     exact: bool = Field(default=False, description="same logits in every pass, also in bfloat16, or no start")
+    profile_s: float = Field(
+        default=3.0, ge=0, description="for measuring, once, how long passes take; 0: not measured"
+    )
 
 
 class DrafterSection(Section):

@@ -36,6 +36,7 @@ def cell_config(tiny_model: Path) -> MakeConfig:
             "threads": 1,
             "kv_cache_bytes": 1 << 24,
             "compiled": False,
+            "profile_s": 0,
         }
         flags = {"target": target | sections.pop("target", {}), "scheduler": {"listen": "127.0.0.1:0"}, **sections}
         return load_config(None, flags)

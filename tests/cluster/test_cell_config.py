@@ -104,6 +104,7 @@ def test_drafters_without_a_name_get_the_first_free_one() -> None:
     [
         ({"target": {"tensor_parallel": 0}}, ["target.tensor_parallel is 0", "greater than or equal to 1"]),
         ({"target": {"tensor_parallel": "2"}}, ["target.tensor_parallel is '2'", "valid integer"]),
+        ({"target": {"profile_s": -1.0}}, ["target.profile_s is -1.0", "greater than or equal to 0"]),
         ({"target": {"dtype": "fp32"}}, ["target.dtype is 'fp32'", "'float32'"]),
         ({"target": {"tensor_paralel": 2}}, ["target.tensor_paralel is unknown", "did you mean 'tensor_parallel'?"]),
         ({"traget": {}}, ["traget is unknown", "did you mean 'target'?"]),

@@ -368,3 +368,38 @@ def test_demand_is_exact_also_when_a_later_row_adopts_what_an_earlier_one_would_
     demand.remove(growth)
     cache.close(2)
     assert demand.num_blocks == 0
+
+
+def test_a_pretended_context_takes_its_blocks_and_gives_them_back(cache: KVCache) -> None:
+    cache.pretend(1, 9)
+    assert (cache.num_cached(1), cache.num_free_blocks) == (9, 8 - 3)
+    first, *others = slots_of(cache, 1, 9)
+    assert run_pass(cache, 1, [7], unlike(9, 5)) == [(first, other) for other in others], "all of it is written"
+    cache.truncate(1, 9)
+    cache.check_integrity()
+    cache.close(1)
+    assert cache.num_free_blocks == 8
+
+
+def test_nothing_of_a_pretended_request_or_of_its_fork_is_ever_found(cache: KVCache) -> None:
+    cache.pretend(1, 8)
+    run_pass(cache, 1, [0, 0, 0, 0], [1, 2, 3, 4])
+    cache.accept(1, [0, 1, 2, 3])
+    cache.fork(1, 2)
+    run_pass(cache, 2, [5, 6, 7, 8])
+    cache.close(1)
+    cache.close(2)
+
+    cache.open(3)
+    assert cache.reuse(3, [0] * 12 + [1, 2, 3, 4, 5, 6, 7, 8]) == 0
+    run_pass(cache, 3, [0] * 8)
+    cache.close(3)
+    cache.pretend(4, 4)
+    assert cache.reuse(4, [0] * 8) == 4  # and it finds nothing, though there are such tokens
+
+
+def test_a_pretended_context_that_does_not_fit_changes_nothing(cache: KVCache) -> None:
+    with pytest.raises(OutOfBlocks, match="33 tokens needs 9 KV blocks, 8 are free"):
+        cache.pretend(1, 33)
+    assert not cache.is_open(1)
+    cache.check_integrity()

@@ -117,6 +117,36 @@ class KVCacheStates(RuleBasedStateMachine):
         self._adopt(key, path)
 
     @rule(rng=details)
+    def pretend(self, rng: random.Random) -> None:
+        """A request beside the others, and a fork of it, whose tokens are theirs and whose content is not."""
+        first, fork = len(KEYS), len(KEYS) + 1
+        num_tokens, num_free = rng.randint(1, 8), self.cache.num_free_blocks
+        if -(-num_tokens // self.cache.block_size) > num_free:
+            with pytest.raises(OutOfBlocks):
+                self.cache.pretend(first, num_tokens)
+            assert not self.cache.is_open(first)
+            return
+        self.cache.pretend(first, num_tokens)
+        self.cache.fork(first, fork)
+        for key in rng.sample([first, fork], 2):
+            tokens, nodes = self._tokens(rng, rng.randint(1, 3)), self._tokens(rng, rng.randint(0, 3))
+            growth = [(key, len(tokens) + len(nodes))]
+            if self.cache.blocks_needed(growth) <= self.cache.num_free_blocks:
+                self.cache.allocate(growth)
+                self.content = self._after_moves(self.cache.take_moves())
+                cached = self.cache.num_cached(key)
+                self.content |= {self.cache.slot(key, cached + i): (-3,) for i in range(len(tokens) + len(nodes))}
+                self.cache.commit(key, tokens, nodes)
+                self.cache.accept(key, range(rng.randint(0, len(nodes))))
+                assert self.cache.reuse(key, [0, 1] * 4) == self.cache.num_cached(key)
+            self.the_books_agree()
+            self.every_registered_block_holds_what_its_hash_says_once_the_moves_are_done()
+            self.cache.truncate(key, rng.randint(0, self.cache.num_cached(key)))
+        self.cache.close(first)
+        self.cache.close(fork)
+        assert self.cache.num_free_blocks == num_free
+
+    @rule(rng=details)
     def fail(self, rng: random.Random) -> None:
         if rng.random() < 0.2:
             self.cache.clear()
@@ -210,8 +240,10 @@ def test_long_histories_leave_every_token_in_its_slot(seed: int) -> None:
             states.fork(key, other)
         elif draw < 0.88:
             states.truncate(key, rng)
-        elif draw < 0.97:
+        elif draw < 0.95:
             states.close_and_come_back(key)
+        elif draw < 0.97:
+            states.pretend(rng)
         elif draw < 0.99:
             states.close(key)
         else:

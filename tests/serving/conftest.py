@@ -23,6 +23,7 @@ def target_config(model: Path, tensor_parallel: int = 1) -> TargetConfig:
         dtype="float32",
         threads=1,
         kv_cache_bytes=KV_CACHE_BYTES,
+        profile_s=0,
     )
 
 

@@ -29,7 +29,7 @@ SHORT = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 @pytest.fixture(scope="module")
 def tiny_cell(tmp_path_factory: pytest.TempPathFactory):
     folder = save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", max_context=2048)
-    target = TargetConfig(model=str(folder), dtype="float32", threads=1, kv_cache_bytes=4 << 20)
+    target = TargetConfig(model=str(folder), dtype="float32", threads=1, kv_cache_bytes=4 << 20, profile_s=0)
     scheduler = SchedulerConfig(listen="127.0.0.1:0", max_running_requests=2, max_queued_requests=2)
     with local_cell(target, [drafter_config("ngram")], scheduler) as running:
         yield running
@@ -130,7 +130,7 @@ def test_a_drafter_of_another_vocabulary_is_refused_and_the_answers_stay_the_sam
 ) -> None:
     models = tmp_path_factory.mktemp("models")
     tiny, other = save_tiny_llama(models / "tiny", max_context=2048), save_tiny_llama(models / "other", vocab=80)
-    target = TargetConfig(model=str(tiny), dtype="float32", threads=1, kv_cache_bytes=4 << 20)
+    target = TargetConfig(model=str(tiny), dtype="float32", threads=1, kv_cache_bytes=4 << 20, profile_s=0)
     with local_cell(target, [drafter_config(f"model:{other}")]) as running, Client(running.endpoint) as client:
         info = client.server_info()
         assert info.state == "degraded"

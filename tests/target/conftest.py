@@ -28,7 +28,7 @@ def reference(tiny: Path) -> Reference:
 
 @pytest.fixture
 async def target(tiny: Path) -> AsyncIterator[target_pb2_grpc.TargetAsyncStub]:
-    async with serving(TargetConfig(model=str(tiny), kv_cache_bytes=1 << 20, threads=1)) as (_, stub):
+    async with serving(TargetConfig(model=str(tiny), kv_cache_bytes=1 << 20, threads=1, profile_s=0)) as (_, stub):
         yield stub
 
 

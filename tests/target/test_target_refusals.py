@@ -59,7 +59,7 @@ MALFORMED: dict[str, tuple[Callable[[], target_pb2.Row], str]] = {
 @pytest.fixture
 async def narrow_link(tiny: Path):  # type: ignore[no-untyped-def]
     """To a target with room for 100 tokens a pass."""
-    config = TargetConfig(model=str(tiny), kv_cache_bytes=1 << 20, threads=1, max_pass_tokens=100)
+    config = TargetConfig(model=str(tiny), kv_cache_bytes=1 << 20, threads=1, max_pass_tokens=100, profile_s=0)
     async with serving(config) as (_, stub):
         yield Link(stub)
 
@@ -160,7 +160,7 @@ async def test_a_row_without_room_is_refused_and_the_rows_after_it_get_what_ther
     tiny: Path, reference: Reference
 ) -> None:
     block_bytes = 16 * 2 * 2 * 4 * 8 * 4  # tokens, layers, K and V, KV heads, head size, float32
-    config = TargetConfig(model=str(tiny), kv_cache_bytes=3 * block_bytes, threads=1)
+    config = TargetConfig(model=str(tiny), kv_cache_bytes=3 * block_bytes, threads=1, profile_s=0)
     async with serving(config) as (_, stub):
         link = Link(stub)
         long = [5] * 40
@@ -185,7 +185,7 @@ async def test_a_row_without_room_is_refused_and_the_rows_after_it_get_what_ther
 async def test_nan_logits_fail_their_row_and_leave_the_others(tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path / "nan", nan_token=NAN_TOKEN)
     poisoned = [*PROMPT, NAN_TOKEN]
-    async with serving(TargetConfig(model=str(folder), kv_cache_bytes=1 << 20, threads=1)) as (_, stub):
+    async with serving(TargetConfig(model=str(folder), kv_cache_bytes=1 << 20, threads=1, profile_s=0)) as (_, stub):
         link = Link(stub)
         result = await link.ask(
             make_row(1, PROMPT, open_with=SEEDED), make_row(2, poisoned, open_with=SEEDED, nodes=([5], [-1]))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from outrider.errors import InvalidRequest
 from outrider.v1 import target_pb2, target_pb2_grpc, worker_pb2
 from tests.target_link import GREEDY, SEEDED, TIMEOUT_S, Link, Reference, make_row, serving, tokens_of
+from tests.tiny import save_tiny_llama
 from workers.engine.runner import Engine
 from workers.target.group import GroupLost
 from workers.target.server import TargetConfig, TargetServer, serve_follower
@@ -24,7 +27,13 @@ PROMPT = [5, 6, 7, 8]
 
 
 def config_of(tiny: Path) -> TargetConfig:
-    return TargetConfig(model=str(tiny), kv_cache_bytes=1 << 20, threads=1)
+    return TargetConfig(model=str(tiny), kv_cache_bytes=1 << 20, threads=1, profile_s=0)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose context holds those of the cost profile."""
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "long", max_context=2048)
 
 
 async def test_a_target_describes_what_it_serves(target: target_pb2_grpc.TargetAsyncStub, tiny: Path) -> None:
@@ -180,7 +189,7 @@ async def test_a_model_that_is_not_there_is_named_at_start(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("listen", ["nowhere", "127.0.0.1:", "192.0.2.1:1"])
 async def test_an_address_that_cannot_be_listened_on_is_named(tiny: Path, listen: str) -> None:
-    server = TargetServer(TargetConfig(model=str(tiny), kv_cache_bytes=1 << 20, listen=listen))
+    server = TargetServer(TargetConfig(model=str(tiny), kv_cache_bytes=1 << 20, listen=listen, profile_s=0))
 
     with pytest.raises(InvalidRequest, match=listen):
         await server.start()
@@ -198,28 +207,34 @@ def test_a_target_of_one_rank_has_no_followers(tiny: Path) -> None:
         serve_follower(config_of(tiny), rank=1)
 
 
-async def test_two_ranks_give_the_same_tokens_and_the_loss_of_one_is_seen(tiny: Path, reference: Reference) -> None:
+async def test_two_ranks_measure_together_give_the_same_tokens_and_the_loss_of_one_is_seen(
+    long: Path, tmp_path: Path
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     config = TargetConfig(
-        model=str(tiny),
+        model=str(long),
         tensor_parallel=2,
-        kv_cache_bytes=1 << 20,
+        kv_cache_bytes=2 << 20,
         threads=1,
         group_address=address,
         group_timeout_s=20.0,
+        max_pass_tokens=8,
+        cache_dir=tmp_path,
+        profile_s=1e9,
     )
     follower = multiprocessing.get_context("spawn").Process(target=serve_follower, args=(config, 1), daemon=True)
     follower.start()
     try:
         async with serving(config) as (server, stub):
             link = Link(stub)
-            expected = reference.decode(PROMPT, 4, SEEDED)
+            expected = Reference(long).decode(PROMPT, 4, SEEDED)
             result = await link.ask_one(make_row(1, PROMPT, open_with=SEEDED, nodes=(expected[:2], [-1, 0])))
             assert tokens_of(result) == expected[:3]
             description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=TIMEOUT_S)
             assert description.num_ranks == 2
+            assert {cost.num_tokens for cost in description.pass_costs} == {1, 2, 4, 8}
 
             follower.kill()
             await link.send(make_row(1, [*PROMPT, *expected[:3]], start=len(PROMPT) + 3))
@@ -230,3 +245,31 @@ async def test_two_ranks_give_the_same_tokens_and_the_loss_of_one_is_seen(tiny: 
     finally:
         follower.kill()
         await asyncio.to_thread(follower.join, TIMEOUT_S)
+
+
+async def costs_of(config: TargetConfig) -> list[tuple[int, int, float]]:
+    async with serving(config) as (_, stub):
+        description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=TIMEOUT_S)
+        assert await free_blocks(stub) == description.num_kv_blocks
+        return [(cost.num_tokens, cost.context_len, cost.pass_ms) for cost in description.pass_costs]
+
+
+async def test_a_target_serves_its_cost_profile_which_the_next_start_finds_again(
+    long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TargetConfig(
+        model=str(long), kv_cache_bytes=2 << 20, threads=1, max_pass_tokens=8, cache_dir=tmp_path, profile_s=1e9
+    )
+    costs = await costs_of(config)
+    assert [cost[:2] for cost in costs] == [(n, context) for n in (1, 2, 4, 8) for context in (256, 1024)]
+    assert all(pass_ms > 0 for _, _, pass_ms in costs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.engine.kept_profiles.measure", lambda *_: pytest.fail("it was measured again"))
+        assert await costs_of(config) == costs
+        assert await costs_of(replace(config, profile_s=0)) == []
+    try:
+        assert len(await costs_of(replace(config, threads=2))) == len(costs)
+    finally:
+        torch.set_num_threads(1)
+    assert len(list((tmp_path / "profiles").iterdir())) == 2

@@ -67,7 +67,7 @@ def _pad(checkpoint: Checkpoint, tensor_parallel: int, cache: _Cache) -> Checkpo
     padding = padding_for(checkpoint.folder, tensor_parallel)
     if padding is None:
         return checkpoint
-    key = f"{checkpoint.folder.name}-{_fingerprint(checkpoint.folder)}-{padding.num_padded_heads}h"
+    key = f"{checkpoint.folder.name}-{fingerprint(checkpoint.folder)}-{padding.num_padded_heads}h"
     folder = cache.folder(key, lambda target: pad_heads(checkpoint.folder, target, padding))
     return Checkpoint(folder, checkpoint.model, padding)
 
@@ -125,7 +125,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(data, "sha256").hexdigest()[:16]
 
 
-def _fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """Changes when a file of the folder does, without reading what may be hundreds of gigabytes."""
     seen = [str(folder.resolve())]
     for file in sorted(folder.iterdir()):

@@ -130,6 +130,7 @@ class KernelForward:
     def compile(self, cache_dir: Path) -> None:
         if os.environ.get(_COMPILER_CACHE) in (None, default_cache_dir()):  # where torch takes it from, and puts it
             os.environ[_COMPILER_CACHE] = str(cache_dir / "inductor")
+        dynamo_config.automatic_dynamic_shapes = False  # a second model's sizes are no reason to leave any open
         dynamo_config.recompile_limit = 256  # it counts the graphs of all engines in the process together
         inductor_config.size_asserts = False  # a thousand a pass, of what cannot change
         inductor_config.compile_threads = 1  # more would be processes that outlive us by a while

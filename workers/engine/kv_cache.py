@@ -17,6 +17,9 @@ Full blocks of committed tokens are registered by their chained hashes (`block_p
 those that others have computed, or that it held itself in an earlier life. A block that is shared or registered is
 never written: who would write behind the tokens that it has in such a block gets a fresh one, and what it has there
 is copied by moves. Only the block that holds slot num_cached can be concerned; all behind it are fresh.
+
+A request can also be opened with a context that nobody computed (`pretend`), to see how long a pass over it takes. What
+such a request holds has no hash, now or later: nobody finds it.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ class _Request:
     tokens: list[int] = field(default_factory=list)  # committed and cached
     nodes: Sequence[int] = ()  # tokens of the last pass's tree
     block_table: list[int] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)  # of the full blocks
+    hashes: list[bytes] = field(default_factory=list)  # of the full blocks; none of a pretended request
+    is_pretended: bool = False  # its KV is not that of its tokens: it must never be registered
 
 
 class KVCache:
@@ -70,7 +74,27 @@ class KVCache:
         block_table = parent.block_table[: self._blocks_for(len(parent.tokens))]
         for block in block_table:
             self._pool.share(block)
-        self._requests[child] = _Request(parent.tokens.copy(), (), block_table, parent.hashes.copy())
+        self._requests[child] = _Request(
+            parent.tokens.copy(), (), block_table, parent.hashes.copy(), parent.is_pretended
+        )
+
+    def pretend(self, key: int, num_tokens: int) -> None:
+        """Open a request as if num_tokens were cached. The next moves copy what its first slot holds to its others.
+
+        Nothing of it is ever registered, nor of what is written behind it, nor of its forks.
+        Raises OutOfBlocks, and changes nothing, when there are not enough blocks.
+        """
+        num_blocks = self._blocks_for(num_tokens)
+        if num_blocks > self.num_free_blocks:
+            raise OutOfBlocks(
+                f"a context of {num_tokens} tokens needs {num_blocks} KV blocks, {self.num_free_blocks} are free"
+            )
+        self.open(key)
+        block_table = [self._take() for _ in range(num_blocks)]
+        self._requests[key] = _Request([0] * num_tokens, (), block_table, is_pretended=True)
+        for index in range(1, num_tokens):
+            # Written, not left as it is: memory that was never written is one page of zeros, and read too fast.
+            self._moves.add(self.slot(key, 0), self.slot(key, index))
 
     def reuse(self, key: int, tokens: Sequence[int]) -> int:
         """Adopt registered blocks for as many of `tokens`, which follow what is cached, as there are.
@@ -80,7 +104,7 @@ class KVCache:
         """
         request = self._request(key)
         self._keep(request, len(request.tokens))
-        if len(tokens) >= self.block_size:
+        if len(tokens) >= self.block_size and not request.is_pretended:
             self._adopt(request, tokens)
         return len(request.tokens)
 
@@ -202,6 +226,10 @@ class KVCache:
     def _check_hashes(self, request: _Request) -> None:
         num_full = len(request.tokens) // self.block_size
         before = NO_HASH
+        if request.is_pretended:
+            assert not request.hashes, request
+            assert all(self._pool.hash_of(block) is None for block in request.block_table), request
+            return
         assert len(request.hashes) == num_full, request
         for index, block in enumerate(request.block_table[:num_full]):
             before = chained_hash(before, request.tokens[index * self.block_size : (index + 1) * self.block_size])
@@ -223,6 +251,8 @@ class KVCache:
     def _append(self, request: _Request, tokens: Sequence[int]) -> None:
         """Commit tokens that are written, or will be by the pending moves; register the blocks that they fill."""
         request.tokens += tokens
+        if request.is_pretended:
+            return
         num_full = len(request.hashes)
         for index in range(num_full, len(request.tokens) // self.block_size):
             block_tokens = request.tokens[index * self.block_size : (index + 1) * self.block_size]

@@ -81,6 +81,20 @@ class Engine:
             row_invariance.ensure(self._forward, self.spec.vocab_size, num_blocks, block_size)
 
     @property
+    def is_compiled(self) -> bool:
+        return self._forward.is_compiled
+
+    @property
+    def device(self) -> torch.device:
+        """Of this rank."""
+        return self._device
+
+    @property
+    def forward_name(self) -> str:
+        """Of the way in which the model is run (`forward.py`)."""
+        return type(self._forward).__name__
+
+    @property
     def num_blocks(self) -> int:
         return self._cache.num_blocks
 
@@ -96,6 +110,13 @@ class Engine:
     def fork(self, key: int, child: int) -> None:
         """Begin `child` with all that is cached of `key`: nothing is copied until one of the two writes."""
         self._cache.fork(key, child)
+
+    def pretend(self, key: int, num_tokens: int) -> None:
+        """Begin a request as if num_tokens were cached, for passes of which only the time is wanted.
+
+        What comes out of them means nothing, and nobody finds it in the prefix cache. Raises OutOfBlocks.
+        """
+        self._cache.pretend(key, num_tokens)
 
     def reuse(self, key: int, tokens: Sequence[int]) -> int:
         """Take what the prefix cache has of `tokens`, which follow what is cached of the request, in whole blocks.

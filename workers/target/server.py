@@ -14,8 +14,9 @@ import grpc
 
 from outrider.errors import InvalidRequest
 from outrider.v1 import target_pb2, target_pb2_grpc, worker_pb2
-from workers.engine.checkpoint import Checkpoint, prepare_checkpoint
+from workers.engine.checkpoint import DEFAULT_CACHE_DIR, Checkpoint, prepare_checkpoint
 from workers.engine.device import resolve_device, set_num_threads
+from workers.engine.kept_profiles import cost_profile
 from workers.engine.runner import Engine
 from workers.engine_thread import EngineThread
 from workers.noise import NoiseCache
@@ -53,6 +54,7 @@ class TargetConfig:
     cache_dir: Path | None = None
     group_address: str | None = None  # "host:port" where the ranks meet; needed with tensor_parallel > 1
     group_timeout_s: float = 30.0  # silence after which a rank counts as lost
+    profile_s: float = 3.0  # for measuring how long passes take, where no profile is kept; 0: there is none
 
 
 class TargetServer:
@@ -180,6 +182,7 @@ async def _tick(thread: EngineThread, group: Group) -> None:
 
 
 def _servicer(config: TargetConfig, checkpoint: Checkpoint, engine: Engine, thread: EngineThread) -> _Servicer:
+    """On the engine's thread, which measures how long passes take where that is not known yet."""
     noise = NoiseCache(engine.spec.vocab_size, resolve_device(config.device))
     return _Servicer(
         checkpoint.folder,
@@ -202,7 +205,23 @@ def _describe(config: TargetConfig, checkpoint: Checkpoint, engine: Engine) -> t
         block_size=engine.block_size,
         num_kv_blocks=engine.num_blocks,
         max_pass_tokens=config.max_pass_tokens,
+        pass_costs=_pass_costs(config, checkpoint, engine),
     )
+
+
+def _pass_costs(config: TargetConfig, checkpoint: Checkpoint, engine: Engine) -> list[target_pb2.PassCost]:
+    profile = cost_profile(
+        checkpoint,
+        engine,
+        num_ranks=config.tensor_parallel,
+        max_pass_tokens=config.max_pass_tokens,
+        budget_s=config.profile_s,
+        cache_dir=(config.cache_dir or DEFAULT_CACHE_DIR).expanduser(),
+    )
+    return [
+        target_pb2.PassCost(num_tokens=cost.point.num_tokens, context_len=cost.point.context_len, pass_ms=cost.pass_ms)
+        for cost in profile
+    ]
 
 
 class _Servicer(target_pb2_grpc.TargetServicer):
