@@ -101,7 +101,7 @@ inline void score(const float* q, int64_t head_dim, const T* keys, int64_t block
     for (int v = 0; v < kVecs; ++v) {
       const Vec line = load(keys + d * block_size + v * kLanes);
 #pragma GCC unroll 6
-      for (int row = 0; row < kRows; ++row) sums[row][v] += splat(q[row * head_dim + d]) * line;
+      for (int row = 0; row < kRows; ++row) sums[row][v] = multiply_add(splat(q[row * head_dim + d]), line, sums[row][v]);
     }
   }
 #pragma GCC unroll 6
@@ -129,7 +129,7 @@ inline void weigh(const float* weights, int64_t stride, const T* values, int64_t
     for (int v = 0; v < kVecs; ++v) {
       const Vec line = load(values + j * width + v * kLanes);
 #pragma GCC unroll 6
-      for (int row = 0; row < kRows; ++row) held[row][v] += splat(weights[row * stride + j]) * line;
+      for (int row = 0; row < kRows; ++row) held[row][v] = multiply_add(splat(weights[row * stride + j]), line, held[row][v]);
     }
   }
   std::memcpy(sums, held, sizeof(held));

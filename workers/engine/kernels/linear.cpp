@@ -49,8 +49,8 @@ void multiply(const float* x, int64_t x_stride, const W* packed, int64_t num_inp
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
         const Vec value = splat(x[row * x_stride + k]);
-        low[row][panel] += value * w_low;
-        high[row][panel] += value * w_high;
+        low[row][panel] = multiply_add(value, w_low, low[row][panel]);
+        high[row][panel] = multiply_add(value, w_high, high[row][panel]);
       }
     }
   }

@@ -5,6 +5,12 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
 #if defined(__AVX512F__)
 #define OUTRIDER_LANES 16
 #elif defined(__AVX__)
@@ -61,6 +67,20 @@ inline T from_float(float value) {
     if ((bits & 0x7fffffffu) > 0x7f800000u) return uint16_t((bits >> 16) | 0x40);  // a NaN stays one
     return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);                  // to nearest, ties to even
   }
+}
+
+// a * b + c, rounded once. Spelled out: where a compiler decides by itself (-ffp-contract), it may fuse a loop with many
+// sums and not the same loop with one (GCC avoids chains of FMAs on some CPUs), and a row's bits depend on its tile.
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX__) && defined(__FMA__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;  // such a CPU has nothing to fuse them with
+#endif
 }
 
 inline Vec select(IntVec condition, Vec if_true, Vec if_false) {
