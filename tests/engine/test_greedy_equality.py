@@ -1,7 +1,7 @@
 """The real model in float32: greedy tokens are those of transformers' own `generate`, whatever trees are forced on us.
 
-2,048 tokens of varied text stand against ours at batches of 32, 8, 3 and 1. Each pass of each request carries a tree that
-is drawn anew: none, one without a single right node, a chain that is right to its end, or right and wrong nodes mixed.
+2,048 tokens of varied text stand against ours at batches of 32, 8, 3 and 1. Each pass of each request carries a tree
+drawn anew: none, one without a single right node, a chain that is right to its end, or right and wrong nodes mixed.
 """
 
 from __future__ import annotations
@@ -147,8 +147,11 @@ def test_greedy_tokens_are_those_of_transformers_with_any_trees_at_any_batch_siz
     decoding.run()
 
     answers = [answer[:NUM_TOKENS] for answer in decoding.answers]
-    pairs = zip(sum(answers, []), sum((text.answer for text in part), []), strict=True)
-    num_equal = sum(ours == theirs for ours, theirs in pairs)
+    num_equal = sum(
+        ours == theirs
+        for answer, text in zip(answers, part, strict=True)
+        for ours, theirs in zip(answer, text.answer, strict=True)
+    )
     print(  # noqa: T201 - with pytest -rP
         f"batch {batch_size}: {num_equal} of {len(part) * NUM_TOKENS} tokens equal in {decoding.num_passes} passes; "
         f"trees {dict(decoding.num_trees)}, nodes {dict(decoding.num_nodes)}, accepted {dict(decoding.num_accepted)}"
