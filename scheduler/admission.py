@@ -66,6 +66,11 @@ def encode_prompt(request: pb.GenerateRequest, tokenizer: Tokenizer, limits: Mod
             f"{kind} has {len(tokens)} tokens: the model's context is {limits.max_context} tokens, "
             f"so a prompt may have {limits.max_context - 1}"
         )
+    if len(tokens) >= limits.max_kv_tokens:
+        raise InvalidRequest(
+            f"{kind} has {len(tokens)} tokens: the target's KV cache holds {limits.max_kv_tokens} tokens of one "
+            f"request, so a prompt may have {limits.max_kv_tokens - 1}"
+        )
     return tokens
 
 

@@ -350,6 +350,31 @@ def test_after_clear_nothing_can_be_found(cache: KVCache) -> None:
     assert cache.reuse(1, [1, 2, 4, 5]) == 0
 
 
+def test_what_a_disowned_request_holds_is_not_found_and_stays_its_own(cache: KVCache) -> None:
+    tokens = unlike(1, 10)
+    cache.open(1)
+    run_pass(cache, 1, tokens)
+    cache.open(2)
+    assert cache.reuse(2, tokens) == 8
+    slots = slots_of(cache, 1, 10)
+
+    cache.disown(1)
+
+    cache.check_integrity()
+    assert (cache.num_cached(1), slots_of(cache, 1, 10)) == (10, slots)
+    assert slots_of(cache, 2, 8) == slots[:8], "who shares it already keeps it"
+    cache.close(2)
+    cache.open(2)
+    assert cache.reuse(2, tokens) == 0
+    cache.truncate(1, 6)
+    run_pass(cache, 1, unlike(3, 4))  # it goes on in its own blocks, and what it fills now can be found again
+    assert slots_of(cache, 1, 10) == slots
+    cache.close(1)
+    cache.close(2)
+    cache.check_integrity()
+    assert cache.num_free_blocks == cache.num_blocks
+
+
 def test_demand_is_exact_also_when_a_later_row_adopts_what_an_earlier_one_would_write(cache: KVCache) -> None:
     for key in (1, 2):
         cache.open(key)

@@ -78,6 +78,10 @@ BAD_PROMPTS = [
     (pb.GenerateRequest(token_ids={"ids": [1, 300]}), ["token_ids.ids[1]", "300", "300 tokens"]),
     (pb.GenerateRequest(token_ids={"ids": [1] * 64}), ["token_ids", "64 tokens", "63"]),
     (pb.GenerateRequest(text="x" * 5000), ["text", "5000 characters", "4096"]),
+    (
+        pb.GenerateRequest(token_ids={"ids": [5] * 50}),
+        ["token_ids", "50 tokens", "KV cache holds 50 tokens of one request", "may have 49"],
+    ),
     (pb.GenerateRequest(chat={}), ["chat.messages", "at least one message"]),
     (pb.GenerateRequest(chat={"messages": [{"content": "x"}]}), ["chat.messages[0].role"]),
     (

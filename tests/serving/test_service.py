@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
@@ -13,6 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from outrider import Client, SamplingParams, ServerInfo, Speculation
 from outrider.errors import Overloaded
+from outrider.v1 import inference_pb2, inference_pb2_grpc
 from scheduler.server import SchedulerConfig
 from tests.serving.conftest import drafter_config
 from tests.serving.local_cell import LocalCell, local_cell
@@ -85,6 +87,28 @@ def test_beyond_the_queue_requests_are_refused_with_a_hint_and_the_admitted_ones
         for thread in threads:
             thread.join(60)
         until(client, is_empty)
+
+
+def test_a_prompt_longer_than_the_whole_kv_cache_is_refused_at_once_and_others_go_on(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "tiny", max_context=2048)
+    block_bytes = 16 * 2 * 2 * 4 * 8 * 4  # tokens, K and V, layers, KV heads, head size, float32
+    target = TargetConfig(model=str(folder), dtype="float32", threads=1, kv_cache_bytes=20 * block_bytes)
+    sampling = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    with local_cell(target) as running, Client(running.endpoint) as client:
+        alone = client.generate([1, 2, 3], sampling=sampling).result().token_ids
+        other = iter(generation := client.generate([1, 2, 3], sampling=sampling))
+        next(other)
+        with grpc.insecure_channel(running.endpoint) as channel:
+            stub = inference_pb2_grpc.InferenceStub(channel)
+            answer = stub.Generate(inference_pb2.GenerateRequest(token_ids={"ids": [5] * 400}), timeout=30)
+            with pytest.raises(grpc.RpcError) as caught:
+                next(answer)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        for word in ("token_ids", "400 tokens", "KV cache holds"):
+            assert word in caught.value.details()
+        assert sum(1 for _ in other) == 99
+        assert generation.answer.token_ids == alone
+        assert client.server_info().num_kv_blocks == 20
 
 
 def test_the_answer_ends_where_the_stop_string_begins(tiny_cell: LocalCell) -> None:

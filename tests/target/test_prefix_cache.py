@@ -13,6 +13,7 @@ import torch
 from outrider.v1 import target_pb2, worker_pb2
 from outrider.v1.inference_pb2 import SamplingParams
 from tests.target_link import GREEDY, SEEDED, Reference, make_row, random_tree, tokens_of
+from tests.tiny import save_tiny_llama
 from workers.engine.checkpoint import prepare_checkpoint
 from workers.engine.runner import Engine
 from workers.noise import NoiseCache
@@ -249,3 +250,45 @@ def test_whatever_is_shared_chunked_preempted_or_refused_every_request_gets_its_
                 del running[number]
                 num_finished += 1
     assert min(num_found, num_refused, num_finished) > 5
+
+
+NAN_TOKEN = 77  # none of the answers here has it
+
+
+def test_a_request_whose_logits_are_nan_fails_alone_and_nobody_finds_what_it_computed(tmp_path: Path) -> None:
+    """Attention spreads a NaN over the tokens of its pass, also to those before it: to the blocks of a good prefix."""
+    folder = save_tiny_llama(tmp_path / "nan", nan_token=NAN_TOKEN)
+    target, reference = Target(folder, num_blocks=16), Reference(folder)
+    expected = reference.decode(OTHER, 6, SEEDED)
+
+    first = target.ask(
+        make_row(1, [*PROMPT, NAN_TOKEN, 5], open_with=GREEDY, nodes=([6], [-1])),
+        make_row(2, OTHER, open_with=SEEDED, nodes=(expected[:2], [-1, 0])),
+    )
+
+    assert (first.rows[0].status, first.rows[0].known_len) == (target_pb2.ROW_STATUS_FAILED, 0)
+    assert "NaN" in first.rows[0].detail
+    assert tokens_of(first.rows[1]) == expected[:3]
+    # The other one goes on; a third one has the beginning of the failed prompt, and its own tokens.
+    committed = [*OTHER, *expected[:3]]
+    second = target.ask(
+        make_row(2, committed, start=len(committed), nodes=(expected[3:5], [-1, 0])),
+        make_row(3, [*PROMPT, 5], open_with=SEEDED),
+    )
+    assert tokens_of(second.rows[0]) == expected[3:]
+    assert second.rows[1].num_cached_tokens == 0
+    assert tokens_of(second.rows[1]) == reference.decode([*PROMPT, 5], 1, SEEDED)
+
+
+def test_what_a_nan_has_spoilt_in_an_earlier_chunk_is_not_found_either(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "nan", nan_token=NAN_TOKEN)
+    target, reference = Target(folder, num_blocks=16), Reference(folder)
+    spoilt = [*PROMPT, NAN_TOKEN, *OTHER]
+    chunk = target.ask(make_row(1, spoilt, end=9, open_with=GREEDY)).rows[0]
+
+    last = target.ask(make_row(1, spoilt, start=9)).rows[0]
+
+    assert (chunk.status, last.status) == (target_pb2.ROW_STATUS_OK, target_pb2.ROW_STATUS_FAILED)
+    target.release(1)
+    result = target.ask(make_row(2, [*PROMPT, 5], open_with=GREEDY)).rows[0]
+    assert tokens_of(result) == reference.decode([*PROMPT, 5], 1, GREEDY)

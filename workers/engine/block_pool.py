@@ -87,6 +87,12 @@ class BlockPool:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
 
+    def unregister(self, block: int) -> None:
+        """Let a held block be found no more: what it holds is not what its hash promises."""
+        assert self._ref_counts[block] > 0, block
+        if block in self._hash_of:
+            del self._block_of[self._hash_of.pop(block)]
+
     def find(self, block_hash: bytes) -> int | None:
         return self._block_of.get(block_hash)
 

@@ -114,6 +114,11 @@ class KVCache:
         if request is not None:
             self._release(request.block_table)
 
+    def disown(self, key: int) -> None:
+        """Let nobody find what the request has computed or adopted. It keeps its blocks, and so do those who share."""
+        for block in self._request(key).block_table:
+            self._pool.unregister(block)
+
     def clear(self) -> None:
         """Close every request and forget what the blocks hold: after a failed pass it can't be trusted."""
         self._pool = BlockPool(self.num_blocks)

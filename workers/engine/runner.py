@@ -131,6 +131,10 @@ class Engine:
         are taken for others."""
         self._cache.close(key)
 
+    def disown(self, key: int) -> None:
+        """Let nobody find in the prefix cache what the request holds: its logits were unusable, so its KV may be."""
+        self._cache.disown(key)
+
     def is_open(self, key: int) -> bool:
         return self._cache.is_open(key)
 

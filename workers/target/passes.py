@@ -229,6 +229,8 @@ class Passes:
                 chosen = choose(logits, positions, work.request.params, noise=self._noise)
             except UnusableLogits as err:
                 result.status, result.detail = target_pb2.ROW_STATUS_FAILED, err.message
+                # A NaN may be in all that it holds: attention spreads it over the tokens of a pass, also before it.
+                self._engine.disown(work.request.key)
                 result.known_len = self._undo(work)
                 return
             walked = walk(chosen.tolist(), work.parsed.node_tokens, work.parsed.node_parents)
