@@ -113,7 +113,9 @@ class Cell:
             waited_s = 0.0
             while not (await asyncio.wait([start], timeout=_NEWS_EVERY_S))[0]:
                 waited_s += _NEWS_EVERY_S
-                report(f"Still starting {part.name}: {waited_s:.0f} s; the first start of a model converts and compiles it")
+                report(
+                    f"Still starting {part.name}: {waited_s:.0f} s; the first start of a model converts and compiles it"
+                )
             start.result()
         finally:
             start.cancel()
