@@ -114,7 +114,7 @@ class Cell:
             while not (await asyncio.wait([start], timeout=_NEWS_EVERY_S))[0]:
                 waited_s += _NEWS_EVERY_S
                 report(
-                    f"Still starting {part.name}: {waited_s:.0f} s; the first start of a model converts and compiles it"
+                    f"Still starting {part.name}: {waited_s:.0f} s; a first start converts and compiles"
                 )
             start.result()
         finally:

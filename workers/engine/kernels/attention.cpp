@@ -341,10 +341,16 @@ struct PackedLayout {
     TORCH_CHECK(next == packed.const_data_ptr<int32_t>() + packed.numel(), "the packed layout has another length");
   }
 
+  // Nodes that are a chain lie where the row's tokens would, in the order of their positions: they count as tokens.
   std::vector<Row> rows() const {
     std::vector<Row> result(num_rows);
-    for (int64_t r = 0; r < num_rows; ++r)
-      result[r] = {cu_queries[r], cu_queries[r + 1], context_lens[r], num_linear[r], block_tables + cu_blocks[r]};
+    for (int64_t r = 0; r < num_rows; ++r) {
+      const int64_t start = cu_queries[r], end = cu_queries[r + 1];
+      int64_t chained = start + num_linear[r];
+      while (chained < end && parents[chained] == chained - 1) ++chained;
+      const int64_t in_order = chained == end ? end - start : num_linear[r];
+      result[r] = {start, end, context_lens[r], in_order, block_tables + cu_blocks[r]};
+    }
     return result;
   }
 };
