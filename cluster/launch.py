@@ -113,9 +113,7 @@ class Cell:
             waited_s = 0.0
             while not (await asyncio.wait([start], timeout=_NEWS_EVERY_S))[0]:
                 waited_s += _NEWS_EVERY_S
-                report(
-                    f"Still starting {part.name}: {waited_s:.0f} s; a first start converts and compiles"
-                )
+                report(f"Still starting {part.name}: {waited_s:.0f} s; a first start converts and compiles")
             start.result()
         finally:
             start.cancel()
