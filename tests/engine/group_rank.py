@@ -41,6 +41,12 @@ def lead(group: Group, engine: Engine) -> None:
         elif command == "accept":
             engine.accept(*argument)
             say("accepted")
+        elif command == "reuse":  # [key, tokens]: of a new request
+            engine.open(argument[0])
+            say("found", engine.reuse(*argument))
+        elif command == "close":
+            engine.close(argument)
+            say("closed")
         elif command == "tick":
             group.tick()
             say("ticked")

@@ -124,6 +124,46 @@ def test_two_ranks_give_the_logits_of_the_unpadded_model_also_after_accepted_wal
         torch.testing.assert_close(torch.tensor(logits), plain_logits(tiny_llama, path)[-1], atol=1e-4, rtol=0)
 
 
+def test_two_ranks_give_the_models_logits_after_hits_of_the_prefix_cache_and_after_eviction(
+    ranks: list[RankProcess], tiny_llama: Path, plain_logits: LogitsOf
+) -> None:
+    lead, _ = ranks
+    prompt = [(7 * i) % 61 for i in range(14)]
+
+    def forward(key: int, tokens: list[int]) -> torch.Tensor:
+        lead.send("forward", [{"key": key, "tokens": tokens, "node_tokens": [5, 6], "node_parents": [-1, 0]}])
+        return torch.tensor(lead.expect("logits")[0])
+
+    def found(key: int) -> int:
+        lead.send("reuse", [key, prompt])
+        return int(lead.expect("found"))
+
+    def close(*keys: int) -> None:
+        for key in keys:
+            lead.send("close", key)
+            lead.expect("closed")
+
+    given = [forward(1, prompt)]
+    close(1)
+    assert found(2) == 12  # three whole blocks of four
+    given.append(forward(2, prompt[12:]))
+    close(2)
+    others = list(range(100, 108))
+    for other in others:  # eight of 15 blocks: all but 8 of the pool's 128, and those are taken first
+        lead.send("forward", [{"key": other, "tokens": [(other + i) % 61 for i in range(60)]}])
+        lead.expect("logits")
+    lead.send("forward", [{"key": 108, "tokens": [1] * 32}])
+    lead.expect("logits")
+    close(*others, 108)
+    assert found(3) == 0
+    given.append(forward(3, prompt))
+
+    expected = torch.stack([plain_logits(tiny_llama, [*prompt, *path])[-1] for path in ([], [5], [5, 6])])
+    for logits in given:
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+        assert logits.argmax(-1).tolist() == expected.argmax(-1).tolist()
+
+
 def test_rank_0_is_told_when_its_follower_dies(ranks: list[RankProcess]) -> None:
     lead, follower = ranks
     follower.process.kill()
