@@ -129,6 +129,11 @@ def test_attention_over_long_contexts_is_that_of_the_reference(
     torch.testing.assert_close(panels.keys.permute(0, 1, 4, 2, 3).reshape(plain.keys.shape), plain.keys)
 
 
+def test_another_cache_folder_in_the_same_process_is_no_second_library(tmp_path: Path) -> None:
+    assert build.load_kernels(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_moves_are_all_read_before_one_is_written_in_either_store() -> None:
     shape = KVShape(2, 3, 12, torch.float32)
     plain, panels = KVStore(shape, 8 * 4, CPU), PanelStore(shape, 8, 4, CPU)
@@ -148,7 +153,7 @@ def test_without_a_compiler_torch_serves_and_the_log_says_so(
 ) -> None:
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "workers"):
         patched.setattr(build.shutil, "which", lambda name: None)
-        patched.setattr(forward, "load_kernels", build.load_kernels.__wrapped__)  # asked anew, as in a new process
+        patched.setattr(forward, "load_kernels", build._load)  # asked anew, as in a new process
         engine = Engine(Checkpoint(tiny_llama, "tiny"), kv_cache_bytes=1 << 18, cache_dir=tmp_path)
         with pytest.raises(Unsupported, match="exact is for CPUs with our kernels"):
             Engine(Checkpoint(tiny_llama, "tiny"), kv_cache_bytes=1 << 18, exact=True, cache_dir=tmp_path)
@@ -167,7 +172,7 @@ def test_source_that_a_compiler_refuses_is_reported_with_the_compilers_words(
 ) -> None:
     monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DOUTRIDER_LANES=nonsense", "--no-such-flag"))
     with caplog.at_level(logging.WARNING):
-        assert not build.load_kernels.__wrapped__(tmp_path)
+        assert not build._load(tmp_path)
     assert "the CPU kernels can't be compiled" in caplog.text
     assert "no-such-flag" in caplog.text
     assert not list((tmp_path / "kernels").glob("*.so"))

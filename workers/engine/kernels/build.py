@@ -13,8 +13,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,22 @@ _BUILD_TIMEOUT_S = 600.0
 _SLOW = "the forward runs in plain torch, several times slower"
 _FOLDER = Path(__file__).parent
 _log = logging.getLogger(__name__)
+_lock = threading.Lock()
+_is_loaded = False
 
 
-@cache
 def load_kernels(cache_dir: Path) -> bool:
-    """Make the operators of `torch.ops.outrider` known. False, with a warning, where they can't be compiled."""
+    """Make the operators of `torch.ops.outrider` known. False, with a warning, where they can't be compiled.
+
+    Once a process, whatever folders and threads its engines have: torch ends a process that defines them twice.
+    """
+    global _is_loaded
+    with _lock:
+        _is_loaded = _is_loaded or _load(cache_dir)
+        return _is_loaded
+
+
+def _load(cache_dir: Path) -> bool:
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if compiler is None:
         _log.warning("%s: no C++ compiler is here (c++, g++ or $CXX)", _SLOW)
