@@ -236,7 +236,7 @@ def test_whatever_changes_the_time_has_a_profile_of_its_own(starts: Starts, monk
         patch.setattr("workers.engine.kept_profiles._code_hash", lambda: "another")
         assert starts.measures()
     with monkeypatch.context() as patch:
-        patch.setattr(starts.engine, "is_compiled", True)
+        patch.setattr(type(starts.engine), "is_compiled", True)
         assert starts.measures()
     assert not starts.measures()
     (starts.checkpoint.folder / "config.json").touch()
