@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import LlamaConfig
 
 from outrider.errors import Unsupported
@@ -44,6 +45,14 @@ def test_compiled_the_logits_are_those_of_the_plain_forward(tiny_llama: Path) ->
     assert compiled._forward.is_compiled
     for got, expected in zip(logits_of(compiled), logits_of(make_engine(tiny_llama)), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+def test_no_pass_is_compiled_once_requests_are_served(save_model: SaveModel) -> None:
+    engine = make_engine(even_llama(save_model), compiled=True)
+    assert engine.is_compiled
+    num_graphs = counters["stats"]["unique_graphs"]
+    logits_of(engine)
+    assert counters["stats"]["unique_graphs"] == num_graphs
 
 
 def even_llama(save_model: SaveModel) -> Path:

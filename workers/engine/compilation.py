@@ -10,20 +10,18 @@ import logging
 import time
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from workers.engine.batch import Batch, BatchRow, Row
-from workers.engine.forward import Forward
+from workers.engine.forward import KernelForward
 from workers.engine.layout import lay_out
+from workers.engine.self_check import relative_error, tolerance
 
-_TOLERANCES = {torch.float32: 1e-3}
-_TOLERANCE_16_BITS = 0.5  # as in `self_check.py`
 _log = logging.getLogger(__name__)
 
 
-def compile_forward(forward: Forward, vocab_size: int, block_size: int, cache_dir: Path) -> None:
+def compile_forward(forward: KernelForward, vocab_size: int, block_size: int, cache_dir: Path) -> None:
     """Compile what passes of one token and of several run, or leave the forward uncompiled and log the reason.
 
     The KV cache is there already, and empty: its size is part of what is compiled. What torch compiles is kept in
@@ -41,17 +39,16 @@ def compile_forward(forward: Forward, vocab_size: int, block_size: int, cache_di
             "the forward runs uncompiled, and slower: torch can't compile it: %s", " ".join(str(err).split())[:400]
         )
         return
-    error = max(float((ours - plain).norm() / plain.norm()) for ours, plain in zip(compiled, expected, strict=True))
-    if not error <= _TOLERANCES.get(forward.kv_shape.dtype, _TOLERANCE_16_BITS):
+    error = max(relative_error(ours, plain) for ours, plain in zip(compiled, expected, strict=True))
+    if not error <= tolerance(forward.kv_shape.dtype):
         forward.run_uncompiled()
         _log.warning("the forward runs uncompiled, and slower: compiled, its logits are %.2g away", error)
         return
     _log.info("compiled the forward in %.0f s", time.perf_counter() - started)
 
 
-def _logits(forward: Forward, vocab_size: int, block_size: int) -> list[Tensor]:
-    """Logits of a pass over one token, and of one over several, in the first block."""
+def _logits(forward: KernelForward, vocab_size: int, block_size: int) -> list[Tensor]:
+    """Logits of a pass over two tokens, which stands for any larger one, and of a pass over one."""
     tokens = [vocab_size // 2, vocab_size // 3]
-    rows = [BatchRow(Row(0, tokens[:count]), 0, [0]) for count in (2, 1)]
-    device = torch.device("cpu")
-    return [forward.run(lay_out(Batch.of([row], []), block_size, device)).clone() for row in rows]
+    rows = [BatchRow(Row(0, tokens[:count]), 0, range(-(-count // block_size))) for count in (2, 1)]
+    return [forward.run(lay_out(Batch.of([row], []), block_size, forward.device)).clone() for row in rows]

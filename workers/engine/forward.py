@@ -47,12 +47,6 @@ class Forward(Protocol):
     def run(self, layout: Layout) -> Tensor:
         """Carry out the layout's moves, then the pass: [num_logits, vocab] f32."""
 
-    def compile(self, cache_dir: Path) -> None:
-        """Have what can be compiled on this device compiled, when it is first run."""
-
-    def run_uncompiled(self) -> None:
-        """Take `compile` back."""
-
 
 def choose_forward(
     module: PreTrainedModel, shape: KVShape, device: torch.device, *, exact: bool, cache_dir: Path
@@ -69,7 +63,7 @@ def choose_forward(
 
 
 class TorchForward:
-    """See `Forward`."""
+    """See `Forward`. Flex attention compiles itself on CUDA; the rest runs as transformers wrote it."""
 
     is_compiled = False
 
@@ -81,12 +75,6 @@ class TorchForward:
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
         self._store = KVStore(self.kv_shape, num_blocks * block_size, self._device)
-
-    def compile(self, cache_dir: Path) -> None:
-        """Nothing: flex attention compiles itself on CUDA, and the rest runs as transformers wrote it."""
-
-    def run_uncompiled(self) -> None:
-        """Nothing."""
 
     @torch.inference_mode()
     def run(self, layout: Layout) -> Tensor:
@@ -105,6 +93,8 @@ class TorchForward:
 class KernelForward:
     """See `Forward`."""
 
+    device = torch.device("cpu")
+
     def __init__(self, module: PreTrainedModel, shape: KVShape, *, exact: bool) -> None:
         AttentionInterface.register(KERNEL_ATTENTION, _kernel_attention)
         pack_linear_layers(module, keep_weights=has_matrix_units(shape.dtype) and not exact)
@@ -114,7 +104,7 @@ class KernelForward:
         self._store: PanelStore
 
     def allocate(self, num_blocks: int, block_size: int) -> None:
-        self._store = PanelStore(self.kv_shape, num_blocks, block_size, torch.device("cpu"))
+        self._store = PanelStore(self.kv_shape, num_blocks, block_size, self.device)
         self._module.set_attn_implementation(KERNEL_ATTENTION)
         for part in self._module.modules():
             layer = getattr(part, "layer_idx", None)
@@ -128,6 +118,7 @@ class KernelForward:
         return self._call is not self._module
 
     def compile(self, cache_dir: Path) -> None:
+        """Have torch compile what it can, each time that a graph is first run."""
         if os.environ.get(_COMPILER_CACHE) in (None, default_cache_dir()):  # where torch takes it from, and puts it
             os.environ[_COMPILER_CACHE] = str(cache_dir / "inductor")
         dynamo_config.automatic_dynamic_shapes = False  # a second model's sizes are no reason to leave any open
@@ -140,6 +131,7 @@ class KernelForward:
         self._call = torch.compile(self._module, fullgraph=True)
 
     def run_uncompiled(self) -> None:
+        """Take `compile` back."""
         for layer in self._layers():
             layer.__dict__.pop("forward", None)
         self._call = self._module

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from outrider.errors import InvalidRequest, Unsupported
 from workers.engine.batch import Batch, BatchRow, Row
-from workers.engine.forward import Forward
+from workers.engine.forward import KernelForward
 from workers.engine.layout import lay_out
 
 _log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _LENGTH = 48  # enough for torch to split the work of a pass over all of it amon
 _NUM_SLOTS = _LENGTH + 4  # of each of two rows
 
 
-def ensure(forward: Forward, vocab_size: int, num_blocks: int, block_size: int) -> None:
+def ensure(forward: KernelForward, vocab_size: int, num_blocks: int, block_size: int) -> None:
     """Have the forward run so that it passes `check`: uncompiled, where it does not compiled. Raises Unsupported.
 
     torch handles the last numbers of a vector apart, and where sizes are odd these are others for each number of rows.
@@ -38,7 +38,7 @@ def ensure(forward: Forward, vocab_size: int, num_blocks: int, block_size: int) 
         check(forward, vocab_size, num_blocks, block_size)
 
 
-def check(forward: Forward, vocab_size: int, num_blocks: int, block_size: int) -> None:
+def check(forward: KernelForward, vocab_size: int, num_blocks: int, block_size: int) -> None:
     """Raises Unsupported where a token's logits are not the same bits in every pass that was tried.
 
     The KV cache is there already, and empty; what is left in it then means nothing.
@@ -52,7 +52,7 @@ def check(forward: Forward, vocab_size: int, num_blocks: int, block_size: int) -
 class _Trial:
     """A few passes over the same tokens, each shaped otherwise."""
 
-    def __init__(self, forward: Forward, vocab_size: int, block_size: int, per_row: int) -> None:
+    def __init__(self, forward: KernelForward, vocab_size: int, block_size: int, per_row: int) -> None:
         self._forward = forward
         self._block_size = block_size
         self._blocks = (list(range(2 * per_row - 1, per_row - 1, -1)), list(range(per_row)))
@@ -95,5 +95,5 @@ class _Trial:
         return logits[1:][[0, 2, 4, 5]]
 
     def _pass(self, placed: list[BatchRow]) -> Tensor:
-        layout = lay_out(Batch.of(placed, []), self._block_size, torch.device("cpu"))
+        layout = lay_out(Batch.of(placed, []), self._block_size, self._forward.device)
         return self._forward.run(layout).clone()

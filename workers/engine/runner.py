@@ -19,6 +19,7 @@ from workers.engine.checkpoint import DEFAULT_CACHE_DIR, Checkpoint
 from workers.engine.compilation import compile_forward
 from workers.engine.demand import Demand, Growth
 from workers.engine.device import kv_cache_budget_bytes, resolve_device
+from workers.engine.forward import KernelForward
 from workers.engine.kv_cache import KVCache
 from workers.engine.layout import lay_out
 from workers.engine.model import load_model
@@ -75,10 +76,12 @@ class Engine:
             raise InvalidRequest.of("kv_cache_bytes", budget, "it holds not a single block")
         self._cache = KVCache(num_blocks, block_size)
         self._forward.allocate(num_blocks, block_size)
-        if compiled and group is None:  # a group's sums leave the graph, so there is little to gain
-            compile_forward(self._forward, self.spec.vocab_size, block_size, cache_dir)
-        if exact:
-            row_invariance.ensure(self._forward, self.spec.vocab_size, num_blocks, block_size)
+        if isinstance(self._forward, KernelForward):
+            with self._guard():
+                if compiled and group is None:  # a group's sums leave the graph, so there is little to gain
+                    compile_forward(self._forward, self.spec.vocab_size, block_size, cache_dir)
+                if exact:
+                    row_invariance.ensure(self._forward, self.spec.vocab_size, num_blocks, block_size)
 
     @property
     def is_compiled(self) -> bool:

@@ -35,12 +35,17 @@ def check(module: PreTrainedModel, forward: Forward, vocab_size: int) -> None:
     """Raises Unsupported where our logits are not the model's own, but for rounding."""
     paths = torch.randint(0, vocab_size, (2, _LENGTH), generator=torch.Generator().manual_seed(0))
     theirs, ours = _theirs(module, paths), _ours(forward, paths, module.device)
-    error = _relative_error(ours, theirs)
-    if not error <= _TOLERANCES.get(module.dtype, 0.5):  # a NaN fails, too
+    error = relative_error(ours, theirs)
+    if not error <= tolerance(module.dtype):  # a NaN fails, too
         raise Unsupported(f"its logits are {error:.2g} away from those that transformers computes for the same tokens")
 
 
-def _relative_error(
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest `relative_error` that rounding may explain."""
+    return _TOLERANCES.get(dtype, 0.5)
+
+
+def relative_error(
     ours: Tensor,  # [num_paths, vocab] f32
     theirs: Tensor,  # [num_paths, vocab] f32
 ) -> float:
