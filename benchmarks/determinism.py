@@ -1,6 +1,6 @@
 """How often a greedy token depends on how it was computed: plain decoding alone against every way of verification.
 
-    PYTHONPATH=.:client .venv/bin/python benchmarks/determinism.py [--dtype float32] [--compiled] [--plain-torch]
+    python -m benchmarks.determinism [--dtype float32] [--compiled] [--plain-torch]
 
 A text is decoded once, greedily, one token at a time at batch 1, in one engine. Then the same positions are computed in
 other shapes, always below the same text (teacher-forced), so that one flip does not fork what follows. Counted are
@@ -14,17 +14,16 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from benchmarks.measure import checkpoint_of
 from tests.serving.prompts import VARIED_PROMPTS
 from tests.target_link import random_tree
 from workers.engine import forward
 from workers.engine.batch import Row
-from workers.engine.checkpoint import Checkpoint, prepare_checkpoint
 from workers.engine.runner import Engine
 
 CHAIN_LEN = 5
@@ -150,7 +149,7 @@ def prefill(engine: Engine, texts: Texts, group: range, chunk_len: int | None) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a folder of safetensors")
+    parser.add_argument("--model", default="", help="folder, GGUF file or hub name; default: SmolLM2-135M-Instruct")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--texts", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64, help="of each text")
@@ -161,14 +160,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.plain_torch:
         forward.load_kernels = lambda cache_dir: False  # type: ignore[assignment]
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    checkpoint = checkpoint_of(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
     prompts = [
         tokenizer(prompt).input_ids
         if isinstance(prompt, str)
         else tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)["input_ids"]
         for prompt in VARIED_PROMPTS[: args.texts]
     ]
-    checkpoint: Checkpoint = prepare_checkpoint(str(args.model))
     engine = Engine(checkpoint, dtype=args.dtype, kv_cache_bytes=int(400e6), compiled=args.compiled)
     started = time.monotonic()
     texts = Texts(engine, prompts, args.tokens)

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,43 +20,16 @@ import typer
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from workers.draft.drafter import Resources
-from workers.draft.ngram import load as load_ngram
+from benchmarks.decoding import against_transformers, whole_answers
+from benchmarks.measure import checkpoint_of, medians, rounded, show, timed_ms
 from workers.engine.batch import Row
-from workers.engine.checkpoint import Checkpoint, prepare_checkpoint
+from workers.engine.checkpoint import Checkpoint
+from workers.engine.cost_profile import KNEE
 from workers.engine.device import resolve_dtype
 from workers.engine.runner import Engine
-from workers.sampling import ChoiceParams
-from workers.target.walk import walk
 
 CONTEXTS = (256, 1024, 4096)
 NUM_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-KNEE = 1.3
-GREEDY = ChoiceParams(temperature=0)
-PROMPTS = {
-    "chat": "<|im_start|>user\nExplain to a child why the sky is blue.<|im_end|>\n<|im_start|>assistant\n",
-    "code": "<|im_start|>user\nWrite a Python function that reverses a linked list.<|im_end|>\n<|im_start|>assistant\n",
-    "copy": "<|im_start|>user\nRepeat word for word: The lighthouse keeper climbed the ninety-two steps every evening "
-    "at dusk. He lit the lamp, wound the clockwork, and wrote the weather into the log. Then he sat by the window and "
-    "counted the ships until morning.<|im_end|>\n<|im_start|>assistant\n",
-}
-
-
-def timed_ms(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return 1000 * (time.perf_counter() - started)
-
-
-def medians(works: dict[Any, Callable[[], object]], rounds: int) -> dict[Any, float]:
-    """The median milliseconds of each, measured in turn; one more round comes first and does not count."""
-    times: dict[Any, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name, work in works.items():
-            spent = timed_ms(work)
-            if number:
-                times[name].append(spent)
-    return {name: statistics.median(each) for name, each in times.items()}
 
 
 class Bench:
@@ -71,15 +42,9 @@ class Bench:
     def tokens(self, count: int) -> list[int]:
         return [self._random.randrange(self.engine.spec.vocab_size) for _ in range(count)]
 
-    def fill(self, key: int, num_tokens: int) -> None:
-        self.engine.open(key)
-        for start in range(0, num_tokens, 256):
-            self.engine.forward([Row(key, self.tokens(min(256, num_tokens - start)), wants_logits=False)])
-
     def verify(self, keys: Sequence[int], context: int, num_nodes: int, *, chain: bool) -> Callable[[], object]:
         """A pass over a root and its nodes for each of the keys, whose context it finds and leaves."""
-        parents = [node - 1 if chain else (node - 1) // 2 for node in range(num_nodes)]
-        parents = [max(parent, -1) if node else -1 for node, parent in enumerate(parents)]
+        parents = [node - 1 if chain or not node else (node - 1) // 2 for node in range(num_nodes)]
         rows = [Row(key, self.tokens(1), self.tokens(num_nodes), parents) for key in keys]
 
         def run() -> None:
@@ -111,66 +76,36 @@ def num_weights(folder: Path) -> int:
     return total if embedding is head else total - embedding.numel()
 
 
-def against_transformers(folder: Path, dtype: str, bench: Bench, rounds: int, num_generated: int) -> dict[str, float]:
-    """Milliseconds a token of transformers' generate and of our plain decoding; of both forwards over one token."""
-    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_dtype(dtype) or "auto").eval()
-    prompt = bench.tokens(64)
-    ids = torch.tensor([prompt])
-    options = {"max_new_tokens": num_generated, "min_new_tokens": num_generated, "do_sample": False}
-
-    def hf_generate() -> None:
-        hf.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
-
-    def ours() -> None:
-        decode(bench.engine, prompt, num_generated, with_drafts=False, ignore_end=True)
-
-    with torch.inference_mode():
-        cache = hf(input_ids=torch.tensor([bench.tokens(256)]), use_cache=True).past_key_values
-
-        def hf_forward() -> None:
-            hf(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
-            cache.crop(-1)
-
-        spent = medians(
-            {
-                "hf_generate": hf_generate,
-                "ours": ours,
-                "hf_forward": hf_forward,
-                "our_forward": bench.verify([256], 256, 0, chain=True),
-            },
-            rounds,
-        )
-    return {name: ms / num_generated if name in ("hf_generate", "ours") else ms for name, ms in spent.items()}
+def one_request(bench: Bench, rounds: int, roofline_ms: float, per_token_ms: float) -> dict[int, float]:
+    """Milliseconds of a pass over a tree, by its number of tokens, at the shortest context; shows them at each."""
+    contexts = [context for context in CONTEXTS if context + max(NUM_TOKENS) <= bench.engine.spec.max_context]
+    for context in contexts:
+        bench.engine.pretend(context, context)
+    points = {
+        (context, num_tokens): bench.verify([context], context, num_tokens - 1, chain=False)
+        for context in contexts
+        for num_tokens in NUM_TOKENS
+    }
+    passes = medians(points, rounds)
+    table: list[tuple[object, ...]] = [("tokens", *(f"ctx {context}" for context in contexts), "of 1", "limit")]
+    for num_tokens in NUM_TOKENS:
+        at = [passes[context, num_tokens] for context in contexts]
+        limit = max(roofline_ms, num_tokens * per_token_ms)
+        table.append((num_tokens, *at, at[0] / passes[contexts[0], 1], limit))
+    show("ms per pass of one request: at each context, as a multiple of one token, and the machine's limit", table)
+    return {num_tokens: passes[contexts[0], num_tokens] for num_tokens in NUM_TOKENS}
 
 
-def decode(
-    engine: Engine, prompt: Sequence[int], max_tokens: int, *, with_drafts: bool, ignore_end: bool = False
-) -> tuple[list[int], int]:
-    """A greedy answer and the number of passes that it took, the prompt's aside."""
-    key, drafter = 1 << 20, load_ngram("", Resources())
-    engine.open(key)
-    drafter.open(key, GREEDY)
-    tokens, told, passes = list(prompt), 0, -1
-    ends = () if ignore_end else engine.spec.end_token_ids
-    while len(tokens) < len(prompt) + max_tokens and not (passes >= 0 and tokens[-1] in ends):
-        nodes: Sequence[int] = ()
-        parents: Sequence[int] = ()
-        if with_drafts:
-            drafter.extend(key, tokens[told:])
-            told = len(tokens)
-            drafter.begin(key, 8)
-            for grown in drafter.step():
-                nodes, parents = grown.tokens, grown.parents
-        (logits,) = engine.forward([Row(key, tokens[engine.num_cached(key) :], nodes, parents)])
-        assert logits is not None
-        walked = walk(logits.argmax(-1).tolist(), nodes, parents)
-        engine.accept(key, walked.path)
-        tokens += walked.tokens
-        passes += 1
-    engine.close(key)
-    answer = tokens[len(prompt) : len(prompt) + max_tokens]
-    end = next((index for index, token in enumerate(answer) if token in ends), len(answer))
-    return answer[: end + 1], passes  # a walk may go on behind the end
+def several_requests(bench: Bench, rounds: int) -> None:
+    batches = {}
+    for num_rows in (8, 32):
+        keys = [1000 * num_rows + row for row in range(num_rows)]
+        for key in keys:
+            bench.engine.pretend(key, 256)
+        for num_nodes in (0, 4):
+            batches[num_rows, 1 + num_nodes] = bench.verify(keys, 256, num_nodes, chain=True)
+    per_batch = [(*shape, ms) for shape, ms in medians(batches, rounds).items()]
+    show("ms per pass of several rows at context 256", [("rows", "tokens", "ms"), *per_batch])
 
 
 def breakdown(bench: Bench, num_tokens: int) -> list[tuple[str, float]]:
@@ -216,12 +151,6 @@ def compaction(bench: Bench, rounds: int) -> dict[str, float]:
     return medians({"four moved": run([1, 3, 5, 7]), "none": run([])}, 5 * rounds)
 
 
-def show(title: str, rows: Iterable[tuple[object, ...]]) -> None:
-    print(f"\n{title}")
-    for row in rows:
-        print("   ", "  ".join(f"{value:>10.2f}" if isinstance(value, float) else f"{value:>10}" for value in row))
-
-
 def main(
     model: Annotated[str, typer.Option(help="Folder, GGUF file or hub name; default: SmolLM2-135M-Instruct.")] = "",
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
@@ -233,7 +162,7 @@ def main(
     """What a pass costs, against the machine's limit and against transformers."""
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    checkpoint = _checkpoint(model)
+    checkpoint = checkpoint_of(model)
     weights = num_weights(checkpoint.folder)
     options: dict[str, Any] = {"dtype": dtype, "compiled": compiled, "kv_cache_bytes": 1 << 30}
     bench = Bench(Engine(checkpoint, **options))
@@ -246,45 +175,21 @@ def main(
     per_token_ms = 2000 * weights / flops
     print(f"{per_token_ms:.2f} ms a token, more than reading from {roofline_ms / per_token_ms:.1f} tokens on")
 
-    contexts = [context for context in CONTEXTS if context + max(NUM_TOKENS) <= bench.engine.spec.max_context]
-    for context in contexts:
-        bench.fill(context, context)
-    points = {
-        (context, num_tokens): bench.verify([context], context, num_tokens - 1, chain=False)
-        for context in contexts
-        for num_tokens in NUM_TOKENS
-    }
-    passes = medians(points, rounds)
-    table: list[tuple[object, ...]] = [("tokens", *(f"ctx {context}" for context in contexts), "of 1", "limit")]
-    for num_tokens in NUM_TOKENS:
-        at = [passes[context, num_tokens] for context in contexts]
-        limit = max(roofline_ms, num_tokens * per_token_ms)
-        table.append((num_tokens, *at, at[0] / passes[contexts[0], 1], limit))
-    show("ms per pass of one request: at each context, as a multiple of one token, and the machine's limit", table)
-    knee = knee_tokens({num_tokens: passes[contexts[0], num_tokens] for num_tokens in NUM_TOKENS})
+    passes = one_request(bench, rounds, roofline_ms, per_token_ms)
+    knee = knee_tokens(passes)
     print(f"knee: {knee:.1f} tokens ride for less than {KNEE} times the cost of one")
-
-    batches = {}
-    for num_rows in (8, 32):
-        keys = [1000 * num_rows + row for row in range(num_rows)]
-        for key in keys:
-            bench.fill(key, 256)
-        for num_nodes in (0, 4):
-            batches[num_rows, 1 + num_nodes] = bench.verify(keys, 256, num_nodes, chain=True)
-    per_batch = [(*shape, ms) for shape, ms in medians(batches, rounds).items()]
-    show("ms per pass of several rows at context 256", [("rows", "tokens", "ms"), *per_batch])
+    several_requests(bench, rounds)
     for num_tokens in (1, 16, 256):
         show(f"one pass over {num_tokens} tokens at context 256, profiled, ms", breakdown(bench, num_tokens))
-    show(
-        "a pass over nine tokens, a walk of four, a pass over one: ms, by where the walk's KV lay",
-        compaction(bench, rounds).items(),
-    )
+    moved = compaction(bench, rounds)
+    show("a pass over a tree of eight, a walk, a pass over one token: ms, by the accepted nodes to move", moved.items())
 
-    compared = against_transformers(checkpoint.folder, dtype, bench, rounds=3, num_generated=generated)
+    one_token = bench.verify([256], 256, 0, chain=True)
+    compared = against_transformers(checkpoint.folder, dtype, bench.engine, one_token, 3, generated)
     show("against transformers, ms a token (generate) and a pass (forward)", compared.items())
     print(f"plain decoding is {compared['hf_generate'] / compared['ours']:.2f} times as fast as generate")
 
-    answers = decoding(checkpoint, bench)
+    answers = whole_answers(checkpoint, bench.engine)
     price = exact_price(checkpoint, options, bench, rounds)
     print(f"\nexact mode: {price:.3f} times the time of a pass over 16 tokens without it")
     figures = rounded(
@@ -299,31 +204,13 @@ def main(
             "hf_ms_per_token": compared["hf_generate"],
             "ms_per_token": compared["ours"],
             "hf_forward_ms": compared["hf_forward"],
-            "pass_ms": {str(num): passes[contexts[0], num] for num in NUM_TOKENS},
+            "pass_ms": {str(num_tokens): ms for num_tokens, ms in passes.items()},
             "knee_tokens": knee,
             "exact_price": price,
             "tokens_per_s": answers,
         }
     )
     print(json.dumps(figures))
-
-
-def rounded(value: Any) -> Any:
-    """Floats with three digits behind the point, in dictionaries and lists too."""
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return round(value, 3) if isinstance(value, float) else value
-
-
-def _checkpoint(model: str) -> Checkpoint:
-    if not model:
-        from cluster.config import DEFAULT_CACHE_DIR
-        from cluster.default_model import fetch_default_model
-
-        model = str(fetch_default_model(DEFAULT_CACHE_DIR.expanduser(), lambda line: None))
-    return prepare_checkpoint(model)
 
 
 def knee_tokens(pass_ms: dict[int, float]) -> float:
@@ -335,33 +222,10 @@ def knee_tokens(pass_ms: dict[int, float]) -> float:
     return float(max(pass_ms))
 
 
-def decoding(checkpoint: Checkpoint, bench: Bench, max_tokens: int = 128) -> dict[str, list[float]]:
-    """Tokens a second of whole answers, plain and with prompt lookup, prompts included; plain and drafted in turn."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
-    answers: dict[str, list[float]] = {}
-    table: list[tuple[object, ...]] = [("prompt", "plain", "lookup", "a pass", "equal")]
-    for name, text in PROMPTS.items():
-        prompt = tokenizer.encode(text).ids
-        rates: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(3):
-            texts = {}
-            for with_drafts in (False, True):
-                started = time.perf_counter()
-                tokens, passes = decode(bench.engine, prompt, max_tokens, with_drafts=with_drafts)
-                rates[with_drafts].append(len(tokens) / (time.perf_counter() - started))
-                texts[with_drafts] = tokens
-        answers[name] = [statistics.median(rates[with_drafts]) for with_drafts in (False, True)]
-        table.append((name, *answers[name], len(texts[True]) / max(1, passes), str(texts[False] == texts[True])))
-    show("whole answers: tokens/s plain and with prompt lookup, tokens a pass with it, same tokens", table)
-    return answers
-
-
 def exact_price(checkpoint: Checkpoint, options: dict[str, Any], bench: Bench, rounds: int) -> float:
     """The time of a pass over 16 tokens in exact mode over that without, measured in turn."""
     exact = Bench(Engine(checkpoint, exact=True, **options))
-    exact.fill(256, 256)
+    exact.engine.pretend(256, 256)
     works = {mode: each.verify([256], 256, 15, chain=False) for mode, each in ((False, bench), (True, exact))}
     spent = medians(works, rounds)
     return spent[True] / spent[False]
