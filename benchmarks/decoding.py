@@ -12,13 +12,13 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from benchmarks.measure import medians, show
+from workers.choice.params import ChoiceParams
 from workers.draft.drafter import Resources
 from workers.draft.ngram import load as load_ngram
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.device import resolve_dtype
 from workers.engine.runner import Engine
-from workers.sampling import ChoiceParams
 from workers.target.walk import walk
 
 GREEDY = ChoiceParams(temperature=0)

@@ -100,7 +100,7 @@ class Drafting:
             request=request.number,
             epoch=view.epoch,
             committed_len=request.committed_len,
-            opening=request.opening() if view.is_opening else None,
+            opening=request.new.opening if view.is_opening else None,
             tokens_start=view.told_len,
             tokens=request.tokens[view.told_len :],
             max_nodes=request.new.max_nodes,

@@ -11,7 +11,7 @@ from typing import Literal
 
 from outrider.errors import OutriderError
 from outrider.types import FinishReason, TokenSource
-from outrider.v1.inference_pb2 import SamplingParams
+from outrider.v1.worker_pb2 import OpenRequest
 
 RowStatus = Literal["ok", "prefix_missing", "no_capacity", "invalid", "failed"]
 
@@ -25,7 +25,7 @@ class NewRequest:
     max_tokens: int
     end_token_ids: frozenset[int]  # generation ends after one of these; empty with ignore_eos
     stop_token_ids: frozenset[int]
-    sampling: SamplingParams  # for the workers; the seed is filled in
+    opening: OpenRequest  # what the workers must know to choose; the seed is filled in
     speculates: bool
     drafters: frozenset[str]  # names that may draft; empty: all
     max_nodes: int  # draft nodes verified in one pass
@@ -147,19 +147,11 @@ Event = Submitted | Cancelled | Stopped | TargetUp | TargetDown | PassDone | Dra
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
-    """Comes with the first message of an epoch."""
-
-    sampling: SamplingParams
-    num_prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class PlannedRow:
     request: int
     epoch: int
     committed_len: int
-    opening: Opening | None
+    opening: OpenRequest | None  # with the first message of an epoch
     tokens_start: int
     tokens: Sequence[int]  # committed tokens from tokens_start on; short of committed_len: a prompt chunk
     node_tokens: Sequence[int]
@@ -192,7 +184,7 @@ class SendOrder:
     request: int
     epoch: int
     committed_len: int
-    opening: Opening | None
+    opening: OpenRequest | None  # with the first message of an epoch
     tokens_start: int
     tokens: Sequence[int]
     max_nodes: int

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from outrider.errors import InvalidRequest
 from outrider.packing import pack_i32, unpack_f32, unpack_i32
 from outrider.v1 import drafter_pb2, target_pb2
-from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_COUPLED
-from outrider.v1.worker_pb2 import OpenRequest, RequestRef, TokenSpan
+from outrider.v1.worker_pb2 import RequestRef, TokenSpan
 from scheduler.events import (
     Growth,
-    Opening,
     PassDone,
     PlannedRow,
     ReleaseDrafter,
@@ -47,7 +45,7 @@ def order_message(command: SendOrder) -> drafter_pb2.DrafterCommand:
         ref=RequestRef(request=command.request, epoch=command.epoch),
         drafter=command.drafter,
         committed_len=command.committed_len,
-        open=_open(command.opening),
+        open=command.opening,
         tokens=TokenSpan(start=command.tokens_start, ids=pack_i32(command.tokens)),
         max_nodes=command.max_nodes,
     )
@@ -88,21 +86,11 @@ def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Growth]:
         )
 
 
-def _open(opening: Opening | None) -> OpenRequest | None:
-    if opening is None:
-        return None
-    return OpenRequest(
-        sampling=opening.sampling,
-        acceptance_rule=ACCEPTANCE_RULE_COUPLED,
-        num_prompt_tokens=opening.num_prompt_tokens,
-    )
-
-
 def _row(row: PlannedRow) -> target_pb2.Row:
     return target_pb2.Row(
         ref=RequestRef(request=row.request, epoch=row.epoch),
         committed_len=row.committed_len,
-        open=_open(row.opening),
+        open=row.opening,
         tokens=TokenSpan(start=row.tokens_start, ids=pack_i32(row.tokens)),
         node_tokens=pack_i32(row.node_tokens),
         node_parents=pack_i32(row.node_parents),

@@ -66,7 +66,7 @@ def plan_row(request: Request, room: int) -> PlannedRow:
         request=request.number,
         epoch=request.target.epoch,
         committed_len=request.committed_len,
-        opening=request.opening() if start == 0 else None,
+        opening=request.new.opening if start == 0 else None,
         tokens_start=start,
         tokens=tokens,
         node_tokens=node_tokens,

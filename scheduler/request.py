@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from outrider.tree import DraftTree, Node
 from outrider.types import FinishReason, TokenSource
-from scheduler.events import DrafterCount, NewRequest, Opening, RequestStats
+from scheduler.events import DrafterCount, NewRequest, RequestStats
 
 
 @dataclass(slots=True)
@@ -67,9 +67,6 @@ class Request:
     @property
     def num_completion_tokens(self) -> int:
         return len(self.tokens) - len(self.new.prompt)
-
-    def opening(self) -> Opening:
-        return Opening(self.new.sampling, len(self.new.prompt))
 
     def blocks_reserved(self, block_size: int) -> int:
         """KV blocks that this request can come to need: so reserved, a running request never lacks one.

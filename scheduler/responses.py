@@ -35,7 +35,9 @@ class SentTokens:
 
 
 def started(request_id: str, model: str, new: NewRequest) -> pb.GenerateResponse:
-    message = pb.Started(request_id=request_id, model=model, seed=new.sampling.seed, num_prompt_tokens=len(new.prompt))
+    message = pb.Started(
+        request_id=request_id, model=model, seed=new.opening.sampling.seed, num_prompt_tokens=len(new.prompt)
+    )
     return pb.GenerateResponse(started=message)
 
 

@@ -24,6 +24,7 @@ from outrider.errors import (
     status_of,
 )
 from outrider.v1 import inference_pb2 as pb
+from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
 from scheduler.driver import Driver, Mailbox, ServedModel
 from scheduler.events import Finish, NewRequest, Stopped
@@ -147,7 +148,7 @@ class InferenceService:
             max_tokens=max_tokens_of(sampling, len(prompt), limits),
             end_token_ids=frozenset() if sampling.ignore_eos else frozenset(model.description.end_token_ids),
             stop_token_ids=frozenset(sampling.stop_token_ids),
-            sampling=_for_workers(sampling),
+            opening=_for_workers(sampling, len(prompt)),
             speculates=not off,
             drafters=frozenset(request.speculation.drafters),
             max_nodes=0 if off else request.speculation.max_nodes or self._limits.max_nodes,
@@ -197,15 +198,16 @@ class InferenceService:
         )
 
 
-def _for_workers(sampling: pb.SamplingParams) -> pb.SamplingParams:
+def _for_workers(sampling: pb.SamplingParams, num_prompt_tokens: int) -> OpenRequest:
     """What the workers need to choose: every default filled in, the seed drawn if there is none."""
-    return pb.SamplingParams(
+    chosen = pb.SamplingParams(
         temperature=sampling.temperature if sampling.HasField("temperature") else 1.0,
         seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
         top_k=sampling.top_k,
         top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
         min_p=sampling.min_p,
     )
+    return OpenRequest(sampling=chosen, acceptance_rule=pb.ACCEPTANCE_RULE_COUPLED, num_prompt_tokens=num_prompt_tokens)
 
 
 def _unary(

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from outrider.packing import pack_i32, unpack_i32
 from outrider.rpc import link_options
 from outrider.v1 import inference_pb2, target_pb2, target_pb2_grpc, worker_pb2
-from workers.choose import choose
-from workers.sampling import ChoiceParams, choice_params
+from workers.choice.choose import choose
+from workers.choice.params import ChoiceParams, choice_params
 from workers.target.server import TargetConfig, TargetServer
 
 TIMEOUT_S = 30.0

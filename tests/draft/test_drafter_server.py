@@ -20,9 +20,9 @@ from outrider.packing import pack_i32, unpack_f32, unpack_i32
 from outrider.rpc import link_options
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, inference_pb2, worker_pb2
 from tests.target_link import SEEDED, TIMEOUT_S, Reference
+from workers.choice.params import ChoiceParams
 from workers.draft.drafter import KINDS, DrafterSpec, NewNodes, Resources
 from workers.draft.server import DrafterConfig, DrafterServer
-from workers.sampling import ChoiceParams
 from workers.vocabulary import vocabulary_of
 
 PROMPT = [5, 6, 7, 8, 9]

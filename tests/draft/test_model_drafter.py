@@ -15,11 +15,11 @@ from outrider.v1 import worker_pb2
 from outrider.v1.inference_pb2 import SamplingParams
 from tests.target_link import GREEDY, SEEDED, Reference
 from tests.tiny import END_TOKEN, save_tiny_llama
+from workers.choice.params import ChoiceParams, guess_params
 from workers.draft import model
 from workers.draft.drafter import NewNodes, Resources
 from workers.draft.model import ModelDrafter, load
 from workers.engine.batch import Row
-from workers.sampling import ChoiceParams, guess_params
 
 VOCAB = 97
 PROMPT = [5, 6, 7, 8, 9]

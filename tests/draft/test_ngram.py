@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from outrider.errors import InvalidRequest
 from outrider.tree import check_parents
+from workers.choice.params import ChoiceParams
 from workers.draft.drafter import NewNodes, Resources
 from workers.draft.ngram import MAX_CONTINUATIONS, MAX_MATCH_LEN, MAX_MATCHES, NgramDrafter, load
-from workers.sampling import ChoiceParams
 
 texts = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 

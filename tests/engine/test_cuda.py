@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import Gemma2Config, GptOssConfig, LlamaConfig, PreTrainedConfig
 
+from workers.choice.noise import gumbel
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.runner import Engine
-from workers.noise import gumbel
 
 pytestmark = [
     pytest.mark.gpu,

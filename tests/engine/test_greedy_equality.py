@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.serving.prompts import VARIED_PROMPTS
 from tests.target_link import random_tree
-from workers.choose import choose
+from workers.choice.choose import choose
+from workers.choice.params import ChoiceParams
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.runner import Engine
-from workers.sampling import ChoiceParams
 from workers.target.walk import walk
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]

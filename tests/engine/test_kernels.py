@@ -14,12 +14,12 @@ from workers.engine import forward
 from workers.engine.batch import Batch, BatchRow, Row
 from workers.engine.checkpoint import DEFAULT_CACHE_DIR, Checkpoint
 from workers.engine.forward import pack_layout
-from workers.engine.kernels import build
 from workers.engine.kv_store import KVShape, KVStore, PanelStore
 from workers.engine.layout import lay_out
 from workers.engine.reference_attention import ReferenceAttention
 from workers.engine.runner import Engine
 from workers.engine.scoring import Scoring
+from workers.kernels import build
 
 BLOCK_SIZE = 16
 CPU = torch.device("cpu")

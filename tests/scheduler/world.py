@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from outrider.v1.inference_pb2 import SamplingParams
+from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.core import Core, CoreConfig
 from scheduler.events import (
     Cancelled,
@@ -67,7 +68,7 @@ def new_request(number: int, rng: random.Random, *, deadline_s: float | None = N
         max_tokens=rng.randint(1, 20),
         end_token_ids=frozenset({END_TOKEN}),
         stop_token_ids=frozenset(),
-        sampling=SamplingParams(seed=number),
+        opening=OpenRequest(sampling=SamplingParams(seed=number)),
         speculates=rng.random() < 0.8,
         drafters=frozenset(),
         max_nodes=rng.randint(1, 6),

@@ -14,9 +14,9 @@ from outrider.v1 import target_pb2, worker_pb2
 from outrider.v1.inference_pb2 import SamplingParams
 from tests.target_link import GREEDY, SEEDED, Reference, make_row, random_tree, tokens_of
 from tests.tiny import save_tiny_llama
+from workers.choice.noise import NoiseCache
 from workers.engine.checkpoint import prepare_checkpoint
 from workers.engine.runner import Engine
-from workers.noise import NoiseCache
 from workers.target.passes import Passes, Session
 
 VOCAB = 97

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from outrider.errors import InvalidRequest
 from outrider.v1 import worker_pb2
-from workers.sampling import ChoiceParams
+from workers.choice.params import ChoiceParams
 
 # By name, so that a worker with token-only drafters never loads torch.
 KINDS = {

@@ -22,10 +22,10 @@ from outrider.errors import InvalidRequest
 from outrider.packing import pack_f32, pack_i32, unpack_i32
 from outrider.tree import ROOT
 from outrider.v1 import drafter_pb2, worker_pb2
+from workers.choice.params import ChoiceParams, guess_params
 from workers.draft.drafter import Drafter, NewNodes
 from workers.engine_thread import EngineThread
 from workers.prefix import common_len
-from workers.sampling import ChoiceParams, guess_params
 
 _MAX_WAITING_REPORTS = 1024
 

@@ -20,15 +20,15 @@ from torch import Tensor
 
 from outrider.errors import InvalidRequest
 from outrider.v1 import worker_pb2
-from workers.choose import UnusableLogits, noisy_scores
+from workers.choice.choose import UnusableLogits, noisy_scores
+from workers.choice.noise import NoiseCache
+from workers.choice.params import ChoiceParams
 from workers.draft.drafter import NewNodes, Resources
 from workers.engine.batch import Row
 from workers.engine.checkpoint import prepare_checkpoint
 from workers.engine.device import resolve_device, set_num_threads
 from workers.engine.runner import Engine
-from workers.noise import NoiseCache
 from workers.prefix import common_len
-from workers.sampling import ChoiceParams
 from workers.vocabulary import vocabulary_of
 
 MAX_STEP_TOKENS = 512  # of all requests; longer prompts take several steps, and others draft meanwhile

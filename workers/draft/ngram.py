@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from outrider.errors import InvalidRequest
 from outrider.tree import DraftTree, Node, pack_nodes
 from outrider.v1 import worker_pb2
+from workers.choice.params import ChoiceParams
 from workers.draft.drafter import NewNodes, Resources
-from workers.sampling import ChoiceParams
 
 MAX_MATCH_LEN = 4
 MAX_CONTINUATIONS = 3

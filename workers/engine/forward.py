@@ -23,10 +23,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from outrider.errors import Unsupported
 from workers.engine.attention import PagedPass
 from workers.engine.device import has_matrix_units
-from workers.engine.kernels.build import load_kernels
 from workers.engine.kv_store import KVShape, KVStore, PanelStore
 from workers.engine.layout import Layout
 from workers.engine.linear import PACKED_DTYPES, pack_linear_layers
+from workers.kernels.build import load_kernels
 
 _COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 KERNEL_ATTENTION = "outrider_kernels"

@@ -24,13 +24,13 @@ from outrider.errors import InvalidRequest, Unsupported
 from outrider.packing import pack_i32
 from outrider.tree import TreeError
 from outrider.v1 import target_pb2, worker_pb2
-from workers.choose import UnusableLogits, choose
+from workers.choice.choose import UnusableLogits, choose
+from workers.choice.noise import NoiseCache
+from workers.choice.params import ChoiceParams
 from workers.engine.batch import Row
 from workers.engine.demand import Demand
 from workers.engine.runner import Engine
-from workers.noise import NoiseCache
 from workers.prefix import common_len
-from workers.sampling import ChoiceParams
 from workers.target.rows import ParsedRow, parse_row
 from workers.target.walk import walk
 

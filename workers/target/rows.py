@@ -9,7 +9,7 @@ from outrider.errors import InvalidRequest
 from outrider.packing import unpack_i32
 from outrider.tree import ROOT, check_parents
 from outrider.v1 import target_pb2
-from workers.sampling import ChoiceParams, choice_params
+from workers.choice.params import ChoiceParams, choice_params
 
 
 @dataclass(frozen=True, slots=True)

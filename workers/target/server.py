@@ -14,12 +14,12 @@ import grpc
 
 from outrider.errors import InvalidRequest
 from outrider.v1 import target_pb2, target_pb2_grpc, worker_pb2
+from workers.choice.noise import NoiseCache
 from workers.engine.checkpoint import DEFAULT_CACHE_DIR, Checkpoint, prepare_checkpoint
 from workers.engine.device import resolve_device, set_num_threads
 from workers.engine.kept_profiles import cost_profile
 from workers.engine.runner import Engine
 from workers.engine_thread import EngineThread
-from workers.noise import NoiseCache
 from workers.serving import Endpoint
 from workers.target.group import Group
 from workers.target.passes import Passes, Session

@@ -16,12 +16,14 @@ class RowStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROW_STATUS_NO_CAPACITY: _ClassVar[RowStatus]
     ROW_STATUS_INVALID: _ClassVar[RowStatus]
     ROW_STATUS_FAILED: _ClassVar[RowStatus]
+    ROW_STATUS_NO_TOKEN: _ClassVar[RowStatus]
 ROW_STATUS_UNSPECIFIED: RowStatus
 ROW_STATUS_OK: RowStatus
 ROW_STATUS_PREFIX_MISSING: RowStatus
 ROW_STATUS_NO_CAPACITY: RowStatus
 ROW_STATUS_INVALID: RowStatus
 ROW_STATUS_FAILED: RowStatus
+ROW_STATUS_NO_TOKEN: RowStatus
 
 class TargetDescription(_message.Message):
     __slots__ = ("name", "model", "vocabulary", "max_context", "end_token_ids", "dtype", "device", "num_ranks", "block_size", "num_kv_blocks", "max_pass_tokens", "pass_costs")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from outrider.v1 import inference_pb2 as outrider_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18outrider/v1/worker.proto\x12\x0boutrider.v1\x1a\x1boutrider/v1/inference.proto\",\n\nRequestRef\x12\x0f\n\x07request\x18\x01 \x01(\x06\x12\r\n\x05\x65poch\x18\x02 \x01(\r\"\x8d\x01\n\x0bOpenRequest\x12-\n\x08sampling\x18\x01 \x01(\x0b\x32\x1b.outrider.v1.SamplingParams\x12\x34\n\x0f\x61\x63\x63\x65ptance_rule\x18\x02 \x01(\x0e\x32\x1b.outrider.v1.AcceptanceRule\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\"\'\n\tTokenSpan\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\"*\n\nVocabulary\x12\x0c\n\x04size\x18\x01 \x01(\r\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"@\n\nSparseLaws\x12\x0e\n\x06\x63ounts\x18\x01 \x01(\x0c\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x15\n\rprobabilities\x18\x03 \x01(\x0c\"\x11\n\x0f\x44\x65scribeRequestb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18outrider/v1/worker.proto\x12\x0boutrider.v1\x1a\x1boutrider/v1/inference.proto\",\n\nRequestRef\x12\x0f\n\x07request\x18\x01 \x01(\x06\x12\r\n\x05\x65poch\x18\x02 \x01(\r\"\xdf\x01\n\x0bOpenRequest\x12-\n\x08sampling\x18\x01 \x01(\x0b\x32\x1b.outrider.v1.SamplingParams\x12\x34\n\x0f\x61\x63\x63\x65ptance_rule\x18\x02 \x01(\x0e\x32\x1b.outrider.v1.AcceptanceRule\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12\x15\n\rend_token_ids\x18\x04 \x03(\r\x12(\n\tbad_words\x18\x05 \x03(\x0b\x32\x15.outrider.v1.TokenIds\x12\x0f\n\x07grammar\x18\x06 \x01(\t\"\'\n\tTokenSpan\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\"*\n\nVocabulary\x12\x0c\n\x04size\x18\x01 \x01(\r\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"@\n\nSparseLaws\x12\x0e\n\x06\x63ounts\x18\x01 \x01(\x0c\x12\x0b\n\x03ids\x18\x02 \x01(\x0c\x12\x15\n\rprobabilities\x18\x03 \x01(\x0c\"\x11\n\x0f\x44\x65scribeRequestb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,13 +35,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTREF']._serialized_start=70
   _globals['_REQUESTREF']._serialized_end=114
   _globals['_OPENREQUEST']._serialized_start=117
-  _globals['_OPENREQUEST']._serialized_end=258
-  _globals['_TOKENSPAN']._serialized_start=260
-  _globals['_TOKENSPAN']._serialized_end=299
-  _globals['_VOCABULARY']._serialized_start=301
-  _globals['_VOCABULARY']._serialized_end=343
-  _globals['_SPARSELAWS']._serialized_start=345
-  _globals['_SPARSELAWS']._serialized_end=409
-  _globals['_DESCRIBEREQUEST']._serialized_start=411
-  _globals['_DESCRIBEREQUEST']._serialized_end=428
+  _globals['_OPENREQUEST']._serialized_end=340
+  _globals['_TOKENSPAN']._serialized_start=342
+  _globals['_TOKENSPAN']._serialized_end=381
+  _globals['_VOCABULARY']._serialized_start=383
+  _globals['_VOCABULARY']._serialized_end=425
+  _globals['_SPARSELAWS']._serialized_start=427
+  _globals['_SPARSELAWS']._serialized_end=491
+  _globals['_DESCRIBEREQUEST']._serialized_start=493
+  _globals['_DESCRIBEREQUEST']._serialized_end=510
 # @@protoc_insertion_point(module_scope)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from outrider.errors import InternalError
-from workers.noise import gumbel
-from workers.sampling import ChoiceParams
+from workers.choice.noise import gumbel
+from workers.choice.params import ChoiceParams
 
 Noise = Callable[[int, int], Tensor]  # (seed, position) -> [vocab] f32
 _LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from workers.noise import NoiseCache, gumbel, philox
+from workers.choice.noise import NoiseCache, gumbel, philox
 
 ALL_ONES = 0xFFFF_FFFF
 EULER_GAMMA = 0.5772156649015329

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -12,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.choose import Noise, UnusableLogits, choose, noisy_scores
-from workers.noise import NoiseCache, gumbel
-from workers.sampling import ChoiceParams
+from workers.choice.choose import Noise, UnusableLogits, choose, noisy_scores
+from workers.choice.noise import NoiseCache, gumbel
+from workers.choice.params import ChoiceParams
 
 FALSE_ALARM = 1e-6
 NUM_SEEDS = 1500
@@ -222,7 +223,7 @@ LAWS = [
 
 
 def with_seed(params: ChoiceParams, seed: int) -> ChoiceParams:
-    return ChoiceParams(params.temperature, params.top_k, params.top_p, params.min_p, seed)
+    return replace(params, seed=seed)
 
 
 @pytest.mark.parametrize("params", LAWS, ids=str)

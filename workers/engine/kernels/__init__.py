@@ -1,1 +1,0 @@
-"""C++ operators for the forward on a CPU."""
