@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.choice.choose import Noise, UnusableLogits, choose, noisy_scores
+from workers.choice import choose as rule
+from workers.choice.choose import NO_TOKEN, UNUSABLE, Noise
 from workers.choice.noise import NoiseCache, gumbel
 from workers.choice.params import ChoiceParams
 
@@ -21,9 +22,16 @@ FALSE_ALARM = 1e-6
 NUM_SEEDS = 1500
 
 
+def choose(
+    logits: torch.Tensor, positions: Sequence[int], params: ChoiceParams, noise: Noise | None = None
+) -> torch.Tensor:
+    """With one set of parameters for all nodes."""
+    return rule.choose(logits, positions, [params] * len(logits), noise=noise)
+
+
 def kept_tokens(logits: Sequence[float], params: ChoiceParams) -> set[int]:
     """The tokens that the limits leave a chance."""
-    return set(noisy_scores(torch.tensor([logits]), [0], params).isfinite().nonzero()[:, 1].tolist())
+    return set(rule.limited_scores(torch.tensor([logits]), [params]).isfinite().nonzero()[:, 1].tolist())
 
 
 def logits_of(*probabilities: float) -> list[float]:
@@ -101,6 +109,25 @@ def test_min_p_keeps_what_is_at_least_that_share_of_the_best(min_p: float, expec
     assert kept_tokens([math.log(p) for p in (0.0625, 0.125, 0.25, 0.5)], ChoiceParams(min_p=min_p)) == expected
 
 
+@pytest.mark.parametrize(
+    ("probabilities", "typical_p", "expected"),
+    [
+        # The entropy is 1.75 bits; the surprises are 1, 2, 3, 3 bits: token 1 is nearest, then 0, then 2 before 3.
+        ((0.5, 0.25, 0.125, 0.125), 0.2, {1}),
+        ((0.5, 0.25, 0.125, 0.125), 0.24, {1}),
+        ((0.5, 0.25, 0.125, 0.125), 0.26, {0, 1}),
+        ((0.5, 0.25, 0.125, 0.125), 0.8, {0, 1, 2}),
+        ((0.5, 0.25, 0.125, 0.125), 1.0, {0, 1, 2, 3}),
+        ((0.25, 0.25, 0.25, 0.25), 0.5, {0, 1}),
+        ((1.0, 0.0, 0.0, 0.0), 0.5, {0}),
+    ],
+)
+def test_typical_p_keeps_the_tokens_whose_surprise_is_nearest_to_the_entropy(
+    probabilities: tuple[float, ...], typical_p: float, expected: set[int]
+) -> None:
+    assert kept_tokens(logits_of(*probabilities), ChoiceParams(typical_p=typical_p)) == expected
+
+
 def test_limits_look_at_the_law_at_the_requests_temperature() -> None:
     logits = [0.0, 1.0, 2.0, 4.0]
 
@@ -122,11 +149,19 @@ def kept_by_definition(logits: Sequence[float], params: ChoiceParams) -> set[int
         ranked = ranked[: params.top_k]
     weights = [math.exp(scaled[token] - scaled[ranked[0]]) for token in ranked]
     total = math.fsum(weights)
-    kept = []
+    kept = {}
     for i, token in enumerate(ranked):
         if math.fsum(weights[:i]) / total < params.top_p and weights[i] >= params.min_p:
-            kept.append(token)
-    return set(kept)
+            kept[token] = weights[i]
+    return typical_by_definition(kept, params.typical_p)
+
+
+def typical_by_definition(weights: dict[int, float], typical_p: float) -> set[int]:
+    total = math.fsum(weights.values())
+    law = {token: weight / total for token, weight in weights.items()}
+    entropy = -math.fsum(share * math.log(share) for share in law.values())
+    ranked = sorted(law, key=lambda token: (round(abs(-math.log(law[token]) - entropy), 9), token))
+    return {token for i, token in enumerate(ranked) if math.fsum(law[other] for other in ranked[:i]) < typical_p}
 
 
 @settings(max_examples=200, deadline=None)
@@ -137,11 +172,12 @@ def kept_by_definition(logits: Sequence[float], params: ChoiceParams) -> set[int
     top_k=st.integers(0, 45),
     top_p=st.sampled_from([0.011, 0.203, 0.507, 0.911, 0.9901, 1.0]),
     min_p=st.sampled_from([0.0, 0.013, 0.21, 0.83]),
+    typical_p=st.sampled_from([0.0303, 0.2503, 0.7717, 0.9703, 1.0]),
 )
 def test_limits_keep_what_their_definition_keeps(
-    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float
 ) -> None:
-    params = ChoiceParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    params = ChoiceParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p)
 
     assert kept_tokens(logits, params) == kept_by_definition(logits, params)
 
@@ -169,6 +205,30 @@ def test_a_choice_depends_on_its_own_row_seed_and_position_only() -> None:
     assert together == choose(logits, positions, params, noise=NoiseCache(300)).tolist()
 
 
+def test_each_node_is_chosen_with_its_own_parameters() -> None:
+    logits = torch.randn(5, 300, generator=torch.Generator().manual_seed(4)) * 2
+    params = [
+        ChoiceParams(temperature=0),
+        ChoiceParams(temperature=0.7, seed=1, top_k=5),
+        ChoiceParams(temperature=1.5, seed=2, top_p=0.6, typical_p=0.5),
+        ChoiceParams(seed=3, min_p=0.2),
+        ChoiceParams(seed=4, top_k=17, typical_p=0.8),
+    ]
+    positions = [7, 3, 9, 1, 2]
+
+    together = rule.choose(logits, positions, params).tolist()
+
+    assert together == [int(choose(logits[i : i + 1], [positions[i]], params[i])) for i in range(5)]
+    assert len(set(together)) > 1
+
+
+def test_the_law_is_that_of_the_scores_and_at_temperature_0_all_on_the_choice() -> None:
+    logits = torch.tensor([logits_of(0.1, 0.2, 0.3, 0.4)] * 2)
+    laws = rule.laws(logits, [ChoiceParams(top_k=2), ChoiceParams(temperature=0)])
+
+    assert laws.tolist() == [pytest.approx([0, 0, 3 / 7, 4 / 7]), [0, 0, 0, 1]]
+
+
 def test_the_models_logits_are_not_written_to() -> None:
     logits = torch.randn(2, 30, generator=torch.Generator().manual_seed(2))
     before = logits.clone()
@@ -179,19 +239,22 @@ def test_the_models_logits_are_not_written_to() -> None:
     assert torch.equal(logits, before)
 
 
+@pytest.mark.parametrize(
+    "params", [ChoiceParams(temperature=0), ChoiceParams(top_k=2, top_p=0.9, typical_p=0.9, min_p=0.1)]
+)
 @pytest.mark.parametrize("spoiled", [math.nan, math.inf])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_unusable_logits_are_never_chosen_from(spoiled: float, temperature: float) -> None:
-    logits = torch.zeros(3, 8)
+def test_where_logits_are_unusable_nothing_is_chosen_and_the_other_nodes_are(
+    spoiled: float, params: ChoiceParams
+) -> None:
+    logits = torch.zeros(4, 8)
     logits[1, 5] = spoiled
+    logits[2] = -math.inf
+    logits[3, 6] = 9.0
 
-    with pytest.raises(UnusableLogits):
-        choose(logits, [0, 1, 2], ChoiceParams(temperature=temperature))
+    chosen = choose(logits, [0, 1, 2, 3], params).tolist()
 
-
-def test_a_row_that_excludes_every_token_is_unusable() -> None:
-    with pytest.raises(UnusableLogits):
-        choose(torch.full((1, 4), -math.inf), [0], ChoiceParams(temperature=0))
+    assert chosen[1:] == [UNUSABLE, NO_TOKEN, 6]
+    assert chosen[0] == int(choose(torch.zeros(1, 8), [0], params))
 
 
 # The law. Chi-square over fixed seeds; FALSE_ALARM is the chance that a right choice would fail such a test.
@@ -218,7 +281,8 @@ LAWS = [
     ChoiceParams(temperature=1.7, top_k=7),
     ChoiceParams(temperature=1.0, top_p=0.8),
     ChoiceParams(temperature=1.3, min_p=0.1),
-    ChoiceParams(temperature=0.9, top_k=9, top_p=0.9, min_p=0.05),
+    ChoiceParams(temperature=1.1, typical_p=0.7),
+    ChoiceParams(temperature=0.9, top_k=9, top_p=0.9, min_p=0.05, typical_p=0.95),
 ]
 
 

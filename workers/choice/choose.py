@@ -1,109 +1,123 @@
 """The only place where a token is chosen. The target calls it to decide, drafters to guess the same decision.
 
-    logits → relative to the best, / temperature → top-k → top-p → min-p → + noise(seed, position) → argmax
+    logits, edited (penalties.py) → relative to the best, / temperature
+           → top-k → top-p → min-p → typical-p (limits.py) → + noise(seed, position) → argmax
 
-Without the noise this is the law softmax(processed logits / temperature); with it, argmax is one exact sample of
-that law. The choice depends on nothing else, and so not on any draft. The order of the steps is that of
-transformers; each of the limits looks at probabilities at the request's temperature.
+Without the noise this is the law softmax(scores); with it, argmax is one exact sample of that law. The choice depends
+on nothing else, and so not on any draft. The order of the steps is that of transformers; each of the limits looks at
+probabilities at the request's temperature.
+
+All nodes of all rows are chosen at once, each with its own parameters.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from outrider.errors import InternalError
+from workers.choice.limits import keep_min_p, keep_top_k, keep_top_p, keep_typical_p
 from workers.choice.noise import gumbel
 from workers.choice.params import ChoiceParams
 
-Noise = Callable[[int, int], Tensor]  # (seed, position) -> [vocab] f32
+UNUSABLE = -1  # in place of a choice: the logits hold NaN or infinity
+NO_TOKEN = -2  # in place of a choice: every token is excluded
+
 _LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 
-class UnusableLogits(InternalError):
-    """The model's answer is no law: NaN, infinity, or every token impossible."""
+class Noise(Protocol):
+    """Where `gumbel(seed, position, vocab)` comes from, when it is kept between calls."""
+
+    def __call__(self, seed: int, position: int) -> Tensor: ...  # [vocab] f32
 
 
 def choose(
-    logits: Tensor,  # [num_nodes, vocab] f32; the model's answer after each node
+    logits: Tensor,  # [num_nodes, vocab] f32; the model's answer after each node, edited
     positions: Sequence[int],  # [num_nodes]; the absolute position of the token to choose there
-    params: ChoiceParams,
+    params: Sequence[ChoiceParams],  # [num_nodes]
     *,
-    noise: Noise | None = None,  # where `gumbel(seed, position, vocab)` comes from, when it is kept between calls
+    noise: Noise | None = None,
 ) -> Tensor:
-    """The choice after each node, [num_nodes] i64. Of equals, the one with the lowest token id.
+    """The choice after each node, [num_nodes] i64; of equals, the one with the lowest token id.
 
-    Raises UnusableLogits.
+    UNUSABLE or NO_TOKEN stand where there is nothing to choose: whether that matters is known only after the walk.
     """
-    return noisy_scores(logits, positions, params, noise=noise).argmax(dim=-1)
+    chosen = noisy_scores(logits, positions, params, noise=noise).argmax(dim=-1)
+    best = logits.amax(dim=-1)
+    chosen[best == -torch.inf] = NO_TOKEN
+    chosen[best.isnan() | (best == torch.inf)] = UNUSABLE
+    return chosen
 
 
 def noisy_scores(
     logits: Tensor,  # [num_nodes, vocab] f32
     positions: Sequence[int],  # [num_nodes]
-    params: ChoiceParams,
+    params: Sequence[ChoiceParams],  # [num_nodes]
     *,
     noise: Noise | None = None,
 ) -> Tensor:
-    """What `choose` takes the argmax of, [num_nodes, vocab] f32; -inf for tokens that a limit excludes.
-
-    Raises UnusableLogits.
-    """
-    best = logits.amax(dim=-1, keepdim=True)
-    if not bool(best.isfinite().all()):
-        raise UnusableLogits("the logits hold NaN or infinity, or exclude every token")
-    scores = logits - best
-    if params.temperature == 0:
-        return scores
-    scores /= max(params.temperature, _LEAST_TEMPERATURE)
-    if 0 < params.top_k < scores.shape[-1]:
-        _keep_top_k(scores, params.top_k)
-    if params.top_p < 1:
-        for row in scores:
-            _keep_top_p(row, params.top_p)
-    if params.min_p > 0:
-        scores.masked_fill_(scores < math.log(params.min_p), -math.inf)
-    for row, position in zip(scores, positions, strict=True):
-        row += (
-            gumbel(params.seed, position, len(row), device=row.device)
-            if noise is None
-            else noise(params.seed, position)
-        )
+    """What `choose` takes the argmax of, [num_nodes, vocab] f32; -inf for tokens that a limit excludes."""
+    scores = limited_scores(logits, params)
+    for row, position, its in zip(scores, positions, params, strict=True):
+        if its.temperature > 0:
+            kept = noise(its.seed, position) if noise is not None else None
+            row += kept if kept is not None else gumbel(its.seed, position, len(row), device=row.device)
     return scores
 
 
-def _keep_top_k(
-    scores: Tensor,  # [num_nodes, vocab] f32, changed in place
-    top_k: int,
-) -> None:
-    """Exclude all but the top_k best tokens; among equals at the border, the lowest token ids stay."""
-    border = scores.topk(top_k, dim=-1).values[:, -1:]
-    is_above, is_border = scores > border, scores == border
-    num_left = top_k - is_above.sum(dim=-1, keepdim=True)
-    is_kept = is_above | (is_border & (is_border.cumsum(dim=-1) <= num_left))
-    scores.masked_fill_(~is_kept, -math.inf)
-
-
-def _keep_top_p(
-    scores: Tensor,  # [vocab] f32, changed in place
-    top_p: float,
-) -> None:
-    """Exclude all but the smallest set of tokens whose mass reaches top_p, the token that crosses it included.
-
-    Tokens join the set from the best down, among equals from the lowest token id up. Those less likely than
-    (1 - top_p) / vocab have a mass below 1 - top_p together: the set is full before it gets to them, so they need
-    not be sorted. Half of that bound leaves room for rounding.
-    """
+def laws(
+    logits: Tensor,  # [num_nodes, vocab] f32
+    params: Sequence[ChoiceParams],  # [num_nodes]
+) -> Tensor:
+    """The law of the choice after each node, [num_nodes, vocab] f64; at temperature 0 all of it on the best token."""
+    scores = limited_scores(logits, params)
     probabilities = scores.double().softmax(dim=-1)
-    candidates = (probabilities >= (1 - top_p) / (2 * len(scores))).nonzero().squeeze(-1)
-    order = scores[candidates].sort(descending=True, stable=True).indices
-    candidates = candidates[order]
-    mass = probabilities[candidates].cumsum(dim=-1)
-    num_kept = 1 + int((mass[:-1] < top_p).sum())
-    kept = candidates[:num_kept]
-    kept_scores = scores[kept]
-    scores.fill_(-math.inf)
-    scores[kept] = kept_scores
+    for law, row, its in zip(probabilities, scores, params, strict=True):
+        if its.temperature == 0:
+            law.zero_()[row.argmax()] = 1
+    return probabilities
+
+
+def limited_scores(
+    logits: Tensor,  # [num_nodes, vocab] f32
+    params: Sequence[ChoiceParams],  # [num_nodes]
+) -> Tensor:
+    """Log-probabilities up to a constant a node: the best token has 0, excluded ones -inf. [num_nodes, vocab] f32."""
+    scores = logits - logits.amax(dim=-1, keepdim=True)
+    temperatures = [max(its.temperature, _LEAST_TEMPERATURE) if its.temperature else 1.0 for its in params]
+    scores /= torch.tensor(temperatures, dtype=torch.float32, device=logits.device)[:, None]
+    vocab = scores.shape[-1]
+    _limit(scores, keep_top_k, [its.top_k if _samples(its) and its.top_k < vocab else 0 for its in params], 0)
+    _limit(scores, keep_top_p, [its.top_p if _samples(its) else 1.0 for its in params], 1.0)
+    _limit(scores, keep_min_p, [its.min_p if _samples(its) else 0.0 for its in params], 0.0)
+    _limit(scores, keep_typical_p, [its.typical_p if _samples(its) else 1.0 for its in params], 1.0)
+    return scores
+
+
+def _samples(params: ChoiceParams) -> bool:
+    return params.temperature > 0
+
+
+def _limit(
+    scores: Tensor,  # [num_nodes, vocab] f32, changed in place
+    keep: Callable[[Tensor, Tensor], None],
+    limits: Sequence[float],  # [num_nodes]
+    none: float,  # the limit that limits nothing
+) -> None:
+    """Apply a limit to the nodes that have it. Where all have, nothing is copied."""
+    nodes = [node for node, limit in enumerate(limits) if limit != none]
+    if not nodes:
+        return
+    # By way of numpy: a Python float stays the float64 that it is.
+    of_nodes = torch.from_numpy(np.array([limits[node] for node in nodes])).to(scores.device)
+    if len(nodes) == len(scores):
+        keep(scores, of_nodes)
+        return
+    index = torch.tensor(nodes, device=scores.device)
+    limited = scores[index]
+    keep(limited, of_nodes)
+    scores[index] = limited

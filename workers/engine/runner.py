@@ -178,6 +178,11 @@ class Engine:
         """
         if not rows:
             return []
+        parts = torch.split(self.forward_packed(rows), [row.num_logits for row in rows])
+        return [part if row.wants_logits else None for row, part in zip(rows, parts, strict=True)]
+
+    def forward_packed(self, rows: Sequence[Row]) -> Tensor:
+        """`forward` of at least one row, with all logits side by side: [num_logits, vocab] f32."""
         self._check(rows)
         if len({row.key for row in rows}) < len(rows):
             raise InvalidRequest.of("rows", [row.key for row in rows], "a request has one row in a pass")
@@ -192,7 +197,7 @@ class Engine:
         """A follower's part of the pass that rank 0 broadcast as `encoded`, [num_values] i64."""
         self._execute(Batch.decode(encoded))
 
-    def _run(self, rows: Sequence[Row]) -> list[Tensor | None]:
+    def _run(self, rows: Sequence[Row]) -> Tensor:
         placed = [BatchRow(row, self._cache.num_cached(row.key), self._cache.block_table(row.key)) for row in rows]
         batch = Batch.of(placed, self._cache.take_moves())
         if self._group is not None:
@@ -200,8 +205,7 @@ class Engine:
         logits = self._execute(batch)
         for row in rows:
             self._cache.commit(row.key, row.tokens, row.node_tokens)
-        parts = torch.split(logits, [row.num_logits for row in rows])
-        return [part if row.wants_logits else None for row, part in zip(rows, parts, strict=True)]
+        return logits
 
     def _execute(self, batch: Batch) -> Tensor:
         """The logits that the batch's rows want, side by side: [num_logits, vocab] f32."""
