@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.skip_layers import save_with_layers
 from scheduler.server import SchedulerConfig
 from tests.serving.local_cell import LocalCell, local_cell
-from tests.truncate import save_truncated
 from workers.draft.server import DrafterConfig
 from workers.target.server import TargetConfig
 
@@ -33,7 +33,7 @@ def drafter_config(*drafters: str) -> DrafterConfig:
 
 @pytest.fixture(scope="session")
 def truncated(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_truncated(smollm2, tmp_path_factory.mktemp("truncated") / "SmolLM2-8-layers", num_layers=8)
+    return save_with_layers(smollm2, tmp_path_factory.mktemp("truncated") / "SmolLM2-8-layers", range(8))
 
 
 @pytest.fixture(scope="session")
