@@ -17,7 +17,9 @@ from outrider.packing import pack_i32, unpack_i32
 from outrider.rpc import link_options
 from outrider.v1 import inference_pb2, target_pb2, target_pb2_grpc, worker_pb2
 from workers.choice.choose import choose
-from workers.choice.params import ChoiceParams, choice_params
+from workers.choice.params import choice_params
+from workers.choice.paths import Paths
+from workers.choice.penalties import edit
 from workers.target.server import TargetConfig, TargetServer
 
 TIMEOUT_S = 30.0
@@ -31,13 +33,18 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder)
 
-    @torch.inference_mode()
     def decode(self, prompt: Sequence[int], num_tokens: int, sampling: inference_pb2.SamplingParams) -> list[int]:
-        params: ChoiceParams = choice_params(worker_pb2.OpenRequest(sampling=sampling))
+        opened = worker_pb2.OpenRequest(sampling=sampling, num_prompt_tokens=len(prompt))
+        return self.decode_opened(prompt, num_tokens, opened)
+
+    @torch.inference_mode()
+    def decode_opened(self, prompt: Sequence[int], num_tokens: int, opened: worker_pb2.OpenRequest) -> list[int]:
+        params = choice_params(opened)
         tokens = list(prompt)
         while len(tokens) < len(prompt) + num_tokens:
             logits = self._model(torch.tensor([tokens])).logits[0, -1:].float()
-            tokens.append(int(choose(logits, [len(tokens)], params)))
+            edit(logits, params, Paths(tokens))
+            tokens.append(int(choose(logits, [len(tokens)], [params])))
         return tokens[len(prompt) :]
 
 

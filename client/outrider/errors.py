@@ -4,6 +4,7 @@
     ├── InvalidRequest       the request itself is wrong; the message names field, value and limit
     ├── ModelNotFound        the server serves another model
     ├── Unsupported          the server knows the field and does not do it
+    ├── NoTokenLeft          the request's own parameters leave no token to go on with
     ├── Overloaded           refused before any work was done; `retry_after_s` says when to come back
     ├── DeadlineExceeded     the time the caller gave has passed
     ├── Cancelled            the caller, or its connection, went away
@@ -64,6 +65,10 @@ class Unsupported(OutriderError):
     status = grpc.StatusCode.UNIMPLEMENTED
 
 
+class NoTokenLeft(OutriderError):
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
 class Overloaded(OutriderError):
     status = grpc.StatusCode.RESOURCE_EXHAUSTED
     can_retry = True
@@ -100,6 +105,7 @@ _BY_STATUS: dict[grpc.StatusCode, type[OutriderError]] = {
         InvalidRequest,
         ModelNotFound,
         Unsupported,
+        NoTokenLeft,
         Overloaded,
         DeadlineExceeded,
         Cancelled,

@@ -19,8 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.serving.prompts import VARIED_PROMPTS
 from tests.target_link import random_tree
-from workers.choice.choose import choose
-from workers.choice.params import ChoiceParams
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.runner import Engine
@@ -109,7 +107,7 @@ class Decoding:
             self.num_passes += 1
             for (row, kind), logits in zip(drawn, results, strict=True):
                 if logits is not None:
-                    chosen = choose(logits, [0] * len(logits), ChoiceParams(temperature=0.0, seed=0))
+                    chosen = logits.argmax(dim=-1)
                     walked = walk(chosen.tolist(), row.node_tokens, row.node_parents)
                     self._engine.accept(row.key, walked.path)
                     self.answers[row.key] += walked.tokens

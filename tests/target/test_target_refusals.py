@@ -32,6 +32,12 @@ def opened_with(
     return row
 
 
+def longer_prompt() -> target_pb2.Row:
+    row = opened_with()
+    row.open.num_prompt_tokens = len(PROMPT) + 1
+    return row
+
+
 MALFORMED: dict[str, tuple[Callable[[], target_pb2.Row], str]] = {
     "half a token": (lambda: spoiled(node_tokens=b"\1\2\3", node_parents=b""), "node_tokens"),
     "half a parent": (lambda: spoiled(node_tokens=pack_i32([1]), node_parents=b"\1"), "node_parents"),
@@ -50,8 +56,10 @@ MALFORMED: dict[str, tuple[Callable[[], target_pb2.Row], str]] = {
         "context",
     ),
     "too many tokens for a pass": (lambda: make_row(1, [5] * 120, open_with=GREEDY), "max_pass_tokens"),
-    "field that choose lacks": (lambda: opened_with(repetition_penalty=1.5), "repetition_penalty"),
-    "other acceptance rule": (lambda: opened_with(inference.ACCEPTANCE_RULE_TYPICAL), "ACCEPTANCE_RULE_TYPICAL"),
+    "text instead of tokens": (lambda: opened_with(bad_words=["x"]), "bad_words"),
+    "unknown acceptance rule": (lambda: opened_with(9), "acceptance_rule is 9"),  # type: ignore[arg-type]
+    "token without a logit": (lambda: opened_with(allowed_token_ids=[97]), "97"),
+    "prompt longer than the text": (longer_prompt, "num_prompt_tokens is 9"),
     "value out of range": (lambda: opened_with(top_p=2.0), "top_p"),
 }
 
@@ -198,3 +206,37 @@ async def test_nan_logits_fail_their_row_and_leave_the_others(tmp_path: Path) ->
         assert result.rows[1].known_len == 0
         # What was computed for it is gone: with another last token the request goes on.
         tokens_of(await link.ask_one(make_row(2, [*PROMPT, 5])))
+
+
+async def test_a_node_without_a_choice_matters_only_where_the_walk_comes_to_it(
+    link: Link, reference: Reference
+) -> None:
+    sampling = inference.SamplingParams(temperature=0, allowed_token_ids=[40, 41])
+    first, second = reference.decode(PROMPT, 2, sampling)
+    row = make_row(1, PROMPT, open_with=sampling, nodes=([first, first + 1], [-1, -1]))
+    # After `first`, and after the token that is not allowed, each continuation of the two is a bad word.
+    for before in (first + 1, 39):
+        row.open.bad_words.add(ids=[before, 40])
+        row.open.bad_words.add(ids=[before, 41])
+
+    assert tokens_of(await link.ask_one(row)) == [first, second]
+
+    stuck = make_row(2, PROMPT, open_with=sampling, nodes=([first], [-1]))
+    for word in (40, 41):
+        stuck.open.bad_words.add(ids=[first, word])
+    result, other = (await link.ask(stuck, make_row(3, PROMPT, open_with=GREEDY))).rows
+
+    assert result.status == target_pb2.ROW_STATUS_NO_TOKEN
+    assert "leave no token" in result.detail
+    assert tokens_of(other) == reference.decode(PROMPT, 1, GREEDY)
+
+
+async def test_a_nan_beside_the_walk_fails_nothing(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "nan", nan_token=NAN_TOKEN)
+    expected = Reference(folder).decode(PROMPT, 3, GREEDY)
+    async with serving(TargetConfig(model=str(folder), kv_cache_bytes=1 << 20, threads=1, profile_s=0)) as (_, stub):
+        link = Link(stub)
+        tree = ([expected[0], expected[1], NAN_TOKEN], [-1, 0, -1])
+        result = await link.ask_one(make_row(1, PROMPT, open_with=GREEDY, nodes=tree))
+
+    assert tokens_of(result) == expected

@@ -149,7 +149,7 @@ async def test_an_engine_that_fails_ends_the_streams_and_is_seen(tiny: Path, mon
         def broken(*_: object) -> None:
             raise RuntimeError("the device is gone")
 
-        monkeypatch.setattr(Engine, "forward", broken)
+        monkeypatch.setattr(Engine, "forward_packed", broken)
         await link.send(make_row(1, PROMPT, open_with=GREEDY))
 
         with pytest.raises(RuntimeError, match="the device is gone"):

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from outrider.errors import NoTokenLeft
 from outrider.tree import TreeError
+from workers.choice.choose import NO_TOKEN, UNUSABLE
+from workers.choice.errors import UnusableLogits
 from workers.target.walk import Walk, walk
 
 VOCAB = 3
@@ -95,6 +98,18 @@ def test_a_chain_is_accepted_to_its_end_and_a_token_more() -> None:
 def test_a_later_sibling_is_found_and_its_path_ascends() -> None:
     #  root -> 0 (token 1), root -> 1 (token 2); 0 -> 2 (token 3), 1 -> 3 (token 3)
     assert walk([2, 9, 3, 9, 8], [1, 2, 3, 3], [-1, -1, 0, 1]) == Walk((1, 3), (2, 3, 8))
+
+
+def test_a_token_that_ends_the_answer_is_the_next_token_also_where_it_was_drafted() -> None:
+    assert walk([4, 9, NO_TOKEN], [4, 9], [-1, 0], ends={9}) == Walk((0,), (4, 9))
+
+
+def test_a_place_without_a_choice_is_an_error_only_where_the_walk_comes_to_it() -> None:
+    assert walk([4, 5, UNUSABLE, NO_TOKEN], [4, 6, 7], [-1, -1, 0]) == Walk((0,), (4, 5))
+    with pytest.raises(UnusableLogits):
+        walk([4, UNUSABLE], [4], [-1])
+    with pytest.raises(NoTokenLeft):
+        walk([NO_TOKEN], [], [])
 
 
 @pytest.mark.parametrize("parents", [[0], [-1, 1], [-2], [1, -1]])

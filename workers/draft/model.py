@@ -13,6 +13,7 @@ A verdict that agrees with the chain moves the border between the two to the rig
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from outrider.errors import InvalidRequest
 from outrider.v1 import worker_pb2
-from workers.choice.choose import UnusableLogits, noisy_scores
+from workers.choice.choose import noisy_scores
 from workers.choice.noise import NoiseCache
 from workers.choice.params import ChoiceParams
+from workers.choice.paths import Paths
+from workers.choice.penalties import edit
 from workers.draft.drafter import NewNodes, Resources
 from workers.engine.batch import Row
 from workers.engine.checkpoint import prepare_checkpoint
@@ -167,14 +170,14 @@ class ModelDrafter:
         request: _Request,
         logits: Tensor,  # [1, vocab] f32; after the last token of the chain
     ) -> None:
-        position = len(request.committed) + len(request.chain)
-        try:
-            scores = noisy_scores(logits, [position], request.params, noise=self._noise)
-        except UnusableLogits as err:
-            _log.warning("%s drafts nothing for a request: %s", self.model, err)
+        text = [*request.committed, *request.chain]
+        edit(logits, request.params, Paths(text))
+        scores = noisy_scores(logits, [len(text)], [request.params], noise=self._noise)
+        best, second = scores[0].topk(2).values.tolist()
+        if not math.isfinite(best):
+            _log.warning("%s drafts nothing for a request: NaN, or no token left to choose", self.model)
             request.is_live = False
             return
-        best, second = scores[0].topk(2).values.tolist()
         request.chain.append(int(scores.argmax()))
         request.scores.append(min(best - second, MAX_GAP))
         if self._is_finished(request):

@@ -18,21 +18,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from torch import Tensor
+import torch
 
-from outrider.errors import InvalidRequest, Unsupported
-from outrider.packing import pack_i32
+from outrider.errors import InvalidRequest, NoTokenLeft, OutriderError, Unsupported
+from outrider.packing import pack_f32, pack_i32
 from outrider.tree import TreeError
 from outrider.v1 import target_pb2, worker_pb2
-from workers.choice.choose import UnusableLogits, choose
 from workers.choice.noise import NoiseCache
 from workers.choice.params import ChoiceParams
+from workers.choice.paths import Paths
 from workers.engine.batch import Row
 from workers.engine.demand import Demand
 from workers.engine.runner import Engine
 from workers.prefix import common_len
 from workers.target.rows import ParsedRow, parse_row
-from workers.target.walk import walk
+from workers.target.verdicts import Draft, Verdict, verdicts
 
 
 @dataclass(slots=True)
@@ -40,7 +40,6 @@ class _Request:
     key: int  # the engine's, unique over all sessions
     epoch: int
     params: ChoiceParams
-    num_prompt_tokens: int
     known: list[int] = field(default_factory=list)
 
 
@@ -62,6 +61,10 @@ class _Work:
     known_before: int
     cached_before: int
     num_found: int  # tokens of the prompt that came out of the prefix cache
+
+    def draft(self) -> Draft:
+        paths = Paths(self.request.known, self.parsed.node_tokens, self.parsed.node_parents)
+        return Draft(self.request.params, paths)
 
 
 class _RowRefused(Exception):
@@ -93,9 +96,10 @@ class Passes:
         ]
         works = self._prepare(session, asked.rows, results)
         rows = [work.row for work in works if work.row.tokens]
-        logits = iter(self._engine.forward(rows))
+        logits = self._engine.forward_packed(rows) if rows else torch.empty(0)
+        judged = iter(verdicts(logits, [work.draft() for work in works if work.row.wants_logits], self._noise))
         for work in works:
-            self._finish(work, next(logits) if work.row.tokens else None, results[work.index])
+            self._finish(work, next(judged) if work.row.wants_logits else None, results[work.index])
         self._idle_since = time.perf_counter()
         return target_pb2.PassResult(
             pass_id=asked.pass_id,
@@ -159,9 +163,7 @@ class Passes:
         if parsed.params is None or (request is not None and request.epoch > parsed.epoch):
             raise _RowRefused(target_pb2.ROW_STATUS_PREFIX_MISSING, f"epoch {parsed.epoch} is not open here")
         self._forget(session, parsed.request)
-        request = session.requests[parsed.request] = _Request(
-            next(self._keys), parsed.epoch, parsed.params, parsed.num_prompt_tokens
-        )
+        request = session.requests[parsed.request] = _Request(next(self._keys), parsed.epoch, parsed.params)
         self._engine.open(request.key)
         return request
 
@@ -175,7 +177,7 @@ class Passes:
             # The root has to be computed, whatever is cached: its logits are where the walk starts.
             self._truncate(request, parsed.committed_len - 1)
         cached = self._engine.num_cached(request.key)
-        num_found = max(0, min(cached, request.num_prompt_tokens) - cached_before)
+        num_found = max(0, min(cached, request.params.num_prompt_tokens) - cached_before)
         nodes = ((), ()) if is_chunk else (parsed.node_tokens, parsed.node_parents)
         row = Row(request.key, request.known[cached:], *nodes, wants_logits=not is_chunk)
         # What was found may stand in place of a block of the request's own, and is not kept if the row is undone:
@@ -220,23 +222,26 @@ class Passes:
             raise _RowRefused(target_pb2.ROW_STATUS_NO_CAPACITY, detail, self._undo(work))
         return num_tokens
 
-    def _finish(self, work: _Work, logits: Tensor | None, result: target_pb2.RowResult) -> None:
-        """Choose, walk and commit. `logits` are [1 + num_nodes, vocab] f32; None for a prompt chunk."""
-        result.status = target_pb2.ROW_STATUS_OK
-        if logits is not None:
-            positions = [work.parsed.committed_len + depth for depth in work.parsed.depths]
-            try:
-                chosen = choose(logits, positions, work.request.params, noise=self._noise)
-            except UnusableLogits as err:
-                result.status, result.detail = target_pb2.ROW_STATUS_FAILED, err.message
+    def _finish(self, work: _Work, verdict: Verdict | OutriderError | None, result: target_pb2.RowResult) -> None:
+        """Commit what the walk came to; there is no verdict on a prompt chunk."""
+        if isinstance(verdict, OutriderError):
+            is_empty = isinstance(verdict, NoTokenLeft)
+            result.status = target_pb2.ROW_STATUS_NO_TOKEN if is_empty else target_pb2.ROW_STATUS_FAILED
+            result.detail = verdict.message
+            if not is_empty:
                 # A NaN may be in all that it holds: attention spreads it over the tokens of a pass, also before it.
                 self._engine.disown(work.request.key)
-                result.known_len = self._undo(work)
-                return
-            walked = walk(chosen.tolist(), work.parsed.node_tokens, work.parsed.node_parents)
-            self._engine.accept(work.request.key, walked.path)
-            work.request.known += walked.tokens
-            result.tokens = pack_i32(walked.tokens)
+            result.known_len = self._undo(work)
+            return
+        result.status = target_pb2.ROW_STATUS_OK
+        if verdict is not None:
+            self._engine.accept(work.request.key, verdict.walk.path)
+            work.request.known += verdict.walk.tokens
+            result.tokens = pack_i32(verdict.walk.tokens)
+            result.logprobs.extend(
+                target_pb2.TokenLogprobsPacked(ids=pack_i32(entry.ids), logprobs=pack_f32(entry.logprobs))
+                for entry in verdict.logprobs
+            )
         result.known_len = len(work.request.known)
         result.num_cached_tokens = work.num_found
 

@@ -9,7 +9,7 @@ from outrider.errors import InvalidRequest
 from outrider.packing import unpack_i32
 from outrider.tree import ROOT, check_parents
 from outrider.v1 import target_pb2
-from workers.choice.params import ChoiceParams, choice_params
+from workers.choice.params import ChoiceParams, check_tokens, choice_params
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,6 @@ class ParsedRow:
     epoch: int
     committed_len: int
     params: ChoiceParams | None  # of a row that opens an epoch
-    num_prompt_tokens: int  # of a row that opens an epoch
     start: int  # tokens are the committed ones [start, start + len(tokens))
     tokens: Sequence[int]
     node_tokens: Sequence[int]  # [num_nodes]
@@ -49,14 +48,22 @@ def parse_row(row: target_pb2.Row, *, vocab_size: int, max_context: int) -> Pars
         request=row.ref.request,
         epoch=row.ref.epoch,
         committed_len=row.committed_len,
-        params=choice_params(row.open) if row.HasField("open") else None,
-        num_prompt_tokens=row.open.num_prompt_tokens,
+        params=_params(row, vocab_size) if row.HasField("open") else None,
         start=row.tokens.start,
         tokens=tokens,
         node_tokens=node_tokens,
         node_parents=node_parents,
         depths=depths,
     )
+
+
+def _params(row: target_pb2.Row, vocab_size: int) -> ChoiceParams:
+    params = choice_params(row.open)
+    check_tokens(params, vocab_size)
+    if not 1 <= params.num_prompt_tokens <= row.committed_len:
+        limit = f"it is between 1 and committed_len, {row.committed_len}"
+        raise InvalidRequest.of("num_prompt_tokens", params.num_prompt_tokens, limit)
+    return params
 
 
 def _unpack(field: str, data: bytes) -> list[int]:
