@@ -47,6 +47,7 @@ class SchedulerActor(_Actor):
                 max_nodes=section.max_nodes,
                 draft_wait_s=section.draft_wait_s,
                 pass_timeout_s=section.pass_timeout_s,
+                allow_lossy=section.allow_lossy,
             )
         )
 

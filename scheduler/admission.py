@@ -7,18 +7,16 @@ by name (UNIMPLEMENTED): ignoring it would give a wrong answer that looks right.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from outrider.errors import InvalidRequest, ModelNotFound, Unsupported, shown
+from outrider.errors import InvalidRequest, ModelNotFound, PermissionDenied, Unsupported, shown
 from outrider.types import Message
 from outrider.v1 import inference_pb2 as pb
+from scheduler.sampling import check_sampling, check_token_ids
 from scheduler.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
-MAX_STOP_STRINGS = 16
-MAX_STOP_CHARS = 256
 MAX_PROMPT_CHARS_PER_TOKEN = 64  # no token of a real vocabulary averages more; bounds the tokeniser's work
 
 
@@ -31,6 +29,7 @@ class ModelLimits:
     max_context: int  # prompt and completion together, tokens
     max_kv_tokens: int  # what the target's KV cache holds for one request
     max_nodes: int  # draft nodes of one request in one pass
+    allows_lossy: bool = False  # acceptance rules that change the law
 
 
 def check_request(request: pb.GenerateRequest, limits: ModelLimits, drafters: Collection[str]) -> None:
@@ -41,7 +40,7 @@ def check_request(request: pb.GenerateRequest, limits: ModelLimits, drafters: Co
         raise Unsupported("resume_from is set: this server can't resume a stream yet")
     if request.service_class not in (pb.SERVICE_CLASS_UNSPECIFIED, pb.SERVICE_CLASS_STANDARD):
         raise Unsupported(f"service_class is {request.service_class}: this server serves STANDARD (2) only")
-    _check_sampling(request.sampling)
+    check_sampling(request.sampling, limits.vocab_size)
     _check_speculation(request.speculation, limits, drafters)
 
 
@@ -52,7 +51,7 @@ def encode_prompt(request: pb.GenerateRequest, tokenizer: Tokenizer, limits: Mod
         raise InvalidRequest("prompt is not set: one of text, chat, token_ids must be")
     if kind == "token_ids":
         tokens = list(request.token_ids.ids)
-        _check_token_ids("token_ids.ids", tokens, limits)
+        check_token_ids("token_ids.ids", tokens, limits.vocab_size)
     else:
         max_chars = limits.max_context * MAX_PROMPT_CHARS_PER_TOKEN
         if kind == "text":
@@ -80,6 +79,9 @@ def max_tokens_of(sampling: pb.SamplingParams, num_prompt_tokens: int, limits: M
     room_in_cache = limits.max_kv_tokens - num_prompt_tokens
     if not sampling.HasField("max_tokens"):
         wanted = max(min(DEFAULT_MAX_TOKENS, room, room_in_cache), 1)
+        if sampling.min_tokens > wanted:
+            limit = f"sampling.max_tokens is not set and {wanted} here, and it can't be above that"
+            raise InvalidRequest.of("sampling.min_tokens", sampling.min_tokens, limit)
     elif sampling.max_tokens > room:
         raise InvalidRequest.of(
             "sampling.max_tokens",
@@ -124,59 +126,6 @@ def _check_chars(field: str, num_chars: int, max_chars: int) -> None:
         raise InvalidRequest(f"{field} has {num_chars} characters: no prompt over {max_chars} can fit the context")
 
 
-def _check_token_ids(field: str, ids: Sequence[int], limits: ModelLimits) -> None:
-    for i, token_id in enumerate(ids):
-        if token_id >= limits.vocab_size:
-            raise InvalidRequest.of(f"{field}[{i}]", token_id, f"the vocabulary has {limits.vocab_size} tokens")
-
-
-def _check_sampling(sampling: pb.SamplingParams) -> None:
-    if sampling.HasField("max_tokens") and sampling.max_tokens < 1:
-        raise InvalidRequest.of("sampling.max_tokens", sampling.max_tokens, "it must be at least 1")
-    _check_range(sampling, "temperature", "it must be a number >= 0", lambda value: value >= 0)
-    _check_range(sampling, "top_p", "it must be above 0 and at most 1", lambda value: 0 < value <= 1)
-    _check_range(sampling, "min_p", "it must be from 0 to 1", lambda value: 0 <= value <= 1)
-    if len(sampling.stop) > MAX_STOP_STRINGS:
-        raise InvalidRequest(f"sampling.stop has {len(sampling.stop)} strings: at most {MAX_STOP_STRINGS} are allowed")
-    for i, stop in enumerate(sampling.stop):
-        if not 1 <= len(stop) <= MAX_STOP_CHARS:
-            raise InvalidRequest(f"sampling.stop[{i}] has {len(stop)} characters: it must have 1 to {MAX_STOP_CHARS}")
-    _refuse_unserved(sampling)
-
-
-def _check_range(sampling: pb.SamplingParams, field: str, limit: str, is_good: Callable[[float], bool]) -> None:
-    value: float = getattr(sampling, field)
-    if sampling.HasField(field) and not (math.isfinite(value) and is_good(value)):
-        raise InvalidRequest.of(f"sampling.{field}", value, limit)
-
-
-# Fields that the contract has and this server does not honour yet, with the value that asks for nothing.
-_UNSERVED_SCALARS: dict[str, float] = {
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "min_tokens": 0,
-    "n": 1,
-}
-_UNSERVED_LISTS = ("logit_bias", "bad_words", "allowed_token_ids")
-
-
-def _refuse_unserved(sampling: pb.SamplingParams) -> None:
-    for field, neutral in _UNSERVED_SCALARS.items():
-        value = getattr(sampling, field)
-        if sampling.HasField(field) and value != neutral:
-            raise Unsupported(f"sampling.{field} is {value!r}: this server honours {neutral!r} only")
-    for field in _UNSERVED_LISTS:
-        if getattr(sampling, field):
-            raise Unsupported(f"sampling.{field} is set: this server can't honour it yet")
-    if sampling.HasField("logprobs"):
-        raise Unsupported(f"sampling.logprobs is {sampling.logprobs}: this server can't return them yet")
-    constraint = sampling.WhichOneof("constraint")
-    if constraint is not None:
-        raise Unsupported(f"sampling.{constraint} is set: this server can't constrain its output yet")
-
-
 def _check_speculation(speculation: pb.SpeculationParams, limits: ModelLimits, drafters: Collection[str]) -> None:
     if speculation.mode not in (pb.SPECULATION_MODE_UNSPECIFIED, pb.SPECULATION_MODE_AUTO, pb.SPECULATION_MODE_OFF):
         raise InvalidRequest.of("speculation.mode", speculation.mode, "it must be AUTO (1) or OFF (2)")
@@ -188,7 +137,11 @@ def _check_speculation(speculation: pb.SpeculationParams, limits: ModelLimits, d
         raise InvalidRequest.of(
             "speculation.max_nodes", speculation.max_nodes, f"it must be from 1 to {limits.max_nodes}"
         )
-    if speculation.acceptance_rule not in (pb.ACCEPTANCE_RULE_UNSPECIFIED, pb.ACCEPTANCE_RULE_COUPLED):
-        raise Unsupported(
-            f"speculation.acceptance_rule is {speculation.acceptance_rule}: this server has COUPLED (1) only"
+    if speculation.acceptance_rule == pb.ACCEPTANCE_RULE_TYPICAL and not limits.allows_lossy:
+        raise PermissionDenied(
+            "speculation.acceptance_rule is TYPICAL (3), which changes the law of the answers: this server does not "
+            "allow it; it does when it is started with allow_lossy = true in [scheduler]"
         )
+    if speculation.acceptance_rule not in pb.AcceptanceRule.values():
+        known = "it must be COUPLED (1), REJECTION (2) or TYPICAL (3)"
+        raise InvalidRequest.of("speculation.acceptance_rule", speculation.acceptance_rule, known)

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from outrider.errors import DeadlineExceeded, InternalError, OutriderError, Overloaded, ServerUnavailable
-from outrider.types import FinishReason
+from outrider.errors import DeadlineExceeded, InternalError, NoTokenLeft, OutriderError, Overloaded, ServerUnavailable
+from outrider.types import FinishReason, TokenLogprobs
 from scheduler.drafting import Drafting
 from scheduler.events import (
     Cancelled,
@@ -160,8 +160,10 @@ class Core:
 
     def _start_queued(self, now_s: float) -> None:
         """Start requests in order of arrival while a place and their KV blocks are free."""
-        while self._queue and self._target is not None and len(self._running) < self._config.max_running_requests:
-            request = self._requests[self._queue[0]]
+        while self._target is not None and len(self._running) < self._config.max_running_requests:
+            request = next((self._requests[number] for number in self._queue if self._may_start(number)), None)
+            if request is None:
+                return
             block_size, num_kv_blocks = self._target.block_size, self._target.num_kv_blocks
             needed = request.blocks_reserved(block_size)
             reserved = sum(other.blocks_reserved(block_size) for other in self._running.values())
@@ -171,11 +173,16 @@ class Core:
                 continue
             if reserved + needed > num_kv_blocks:
                 return
-            self._queue.popleft()
+            self._queue.remove(request.number)
             self._running[request.number] = request
             request.stats.started_s = now_s
             request.target = TargetView(epoch=next(self._epochs))
             self._commands += self._drafting.order(request, now_s)
+
+    def _may_start(self, number: int) -> bool:
+        """A request with a leader waits for it, to find its prompt in the prefix cache instead of computing it too."""
+        leader = self._requests.get(self._requests[number].new.leader or 0)
+        return leader is None or leader.num_completion_tokens > 0
 
     def _expire(self, now_s: float) -> None:
         for request in list(self._requests.values()):
@@ -276,6 +283,9 @@ class Core:
                 self._fail(request, InternalError("the target misses a prefix that it was just sent"), now_s)
             case "no_capacity":
                 self._wait_for_blocks(request, now_s)
+            case "no_token":
+                after = f"after {request.num_completion_tokens} tokens: "
+                self._fail(request, NoTokenLeft(after + outcome.detail), now_s)
             case "invalid" | "failed":
                 self._fail(request, InternalError(f"the target refused the row: {outcome.detail}"), now_s)
 
@@ -291,8 +301,16 @@ class Core:
     def _commit(self, request: Request, outcome: RowOutcome, now_s: float) -> None:
         if request.stats.first_token_s is None:
             request.stats.first_token_s = now_s
+        wants_logprobs = request.new.opening.sampling.HasField("logprobs")
+        if len(outcome.logprobs) != (len(outcome.tokens) if wants_logprobs else 0):
+            text = f"the target sent {len(outcome.logprobs)} log-probabilities for {len(outcome.tokens)} tokens"
+            self._fail(request, InternalError(text), now_s)
+            return
         commit = request.commit(outcome.tokens)
-        self._commands.append(Emit(request.number, commit.tokens, commit.sources))
+        logprobs: Sequence[TokenLogprobs | None] = outcome.logprobs[: len(commit.tokens)]
+        if not wants_logprobs:
+            logprobs = [None] * len(commit.tokens)
+        self._commands.append(Emit(request.number, commit.tokens, commit.sources, logprobs))
         if commit.reason is not None:
             self._end(request, now_s, reason=commit.reason, end_token_id=commit.end_token_id)
         else:

@@ -10,7 +10,7 @@ from itertools import count
 from typing import TypeVar
 
 from outrider.errors import Overloaded, ServerUnavailable
-from outrider.types import TokenSource
+from outrider.types import TokenLogprobs, TokenSource
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.target_pb2 import TargetDescription
 from outrider.v1.worker_pb2 import Vocabulary
@@ -48,6 +48,7 @@ class Mailbox:
 
     tokens: list[int] = field(default_factory=list)
     sources: list[TokenSource] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     finish: Finish | None = None
     _is_filled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -57,15 +58,16 @@ class Mailbox:
         else:
             self.tokens.extend(command.tokens)
             self.sources.extend(command.sources)
+            self.logprobs.extend(command.logprobs)
         self._is_filled.set()
 
-    async def take(self) -> tuple[list[int], list[TokenSource], Finish | None]:
+    async def take(self) -> tuple[list[int], list[TokenSource], list[TokenLogprobs | None], Finish | None]:
         """All that has come since the last call; waits until something has. The core bounds the wait:
         a request that is lost, or past its deadline, finishes with an error."""
         await self._is_filled.wait()
         self._is_filled.clear()
-        taken = self.tokens, self.sources, self.finish
-        self.tokens, self.sources = [], []
+        taken = self.tokens, self.sources, self.logprobs, self.finish
+        self.tokens, self.sources, self.logprobs = [], [], []
         return taken
 
 
@@ -111,16 +113,15 @@ class Driver:
             raise ServerUnavailable("the server is starting: its target is not there yet", retry_after_s=1.0)
         return self.model
 
-    def check_room(self) -> None:
-        """Raises Overloaded, with the expected wait for a place in the queue, when there is none."""
+    def check_room(self, num_answers: int) -> None:
+        """Raises Overloaded, with the expected wait for places in the queue, when there are not enough."""
         num_queued = self.core.num_queued
-        if num_queued >= self._max_queued_requests:
+        if num_queued + num_answers > self._max_queued_requests:
             wait_s = max(self._request_s * num_queued / self._config.max_running_requests, 0.1)
             text = f"{self.core.num_running} requests run and {num_queued} wait, which is the limit"
             raise Overloaded(f"{text}: come back in {wait_s:.1f} s", retry_after_s=wait_s)
 
     def submit(self, request: NewRequest) -> Mailbox:
-        self.check_room()
         mailbox = self._mailboxes[request.number] = Mailbox()
         self.post(Submitted(request))
         return mailbox

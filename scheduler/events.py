@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from outrider.errors import OutriderError
-from outrider.types import FinishReason, TokenSource
+from outrider.types import FinishReason, TokenLogprobs, TokenSource
 from outrider.v1.worker_pb2 import OpenRequest
 
-RowStatus = Literal["ok", "prefix_missing", "no_capacity", "invalid", "failed"]
+RowStatus = Literal["ok", "prefix_missing", "no_capacity", "invalid", "failed", "no_token"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class NewRequest:
     drafters: frozenset[str]  # names that may draft; empty: all
     max_nodes: int  # draft nodes verified in one pass
     deadline_s: float | None
+    leader: int | None = None  # a request with the same prompt: starts when that one has its first token, or is over
 
     def may_use(self, drafter: str) -> bool:
         return self.speculates and (not self.drafters or drafter in self.drafters)
@@ -57,6 +58,7 @@ class RowOutcome:
     known_len: int = 0
     num_cached_tokens: int = 0
     detail: str = ""
+    logprobs: Sequence[TokenLogprobs] = ()  # one a token, or none
 
 
 # ── events ──────────────────────────────────────────────────────────────────────────────────────────
@@ -205,6 +207,7 @@ class Emit:
     request: int
     tokens: Sequence[int]
     sources: Sequence[TokenSource]
+    logprobs: Sequence[TokenLogprobs | None]  # one a token
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ class ServiceLimits:
     max_running_requests: int
     max_queued_requests: int
     max_nodes: int  # draft nodes of one request in one pass
+    allows_lossy: bool = False
 
 
 def model_info(driver: Driver) -> pb.GetModelInfoResponse:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from outrider.errors import InvalidRequest
 from outrider.packing import pack_i32, unpack_f32, unpack_i32
+from outrider.types import TokenLogprobs
 from outrider.v1 import drafter_pb2, target_pb2
 from outrider.v1.worker_pb2 import RequestRef, TokenSpan
 from scheduler.events import (
@@ -26,6 +27,7 @@ _STATUS: dict[int, RowStatus] = {
     target_pb2.ROW_STATUS_NO_CAPACITY: "no_capacity",
     target_pb2.ROW_STATUS_INVALID: "invalid",
     target_pb2.ROW_STATUS_FAILED: "failed",
+    target_pb2.ROW_STATUS_NO_TOKEN: "no_token",
 }
 
 
@@ -100,8 +102,9 @@ def _row(row: PlannedRow) -> target_pb2.Row:
 def _outcome(row: target_pb2.RowResult) -> RowOutcome:
     try:
         tokens, status = unpack_i32(row.tokens), _STATUS.get(row.status, "failed")
+        logprobs = [_logprobs(entry) for entry in row.logprobs]
     except InvalidRequest:
-        tokens, status = [], "failed"
+        tokens, status, logprobs = [], "failed", []
     return RowOutcome(
         request=row.ref.request,
         epoch=row.ref.epoch,
@@ -111,4 +114,13 @@ def _outcome(row: target_pb2.RowResult) -> RowOutcome:
         known_len=row.known_len,
         num_cached_tokens=row.num_cached_tokens,
         detail=row.detail,
+        logprobs=logprobs,
     )
+
+
+def _logprobs(entry: target_pb2.TokenLogprobsPacked) -> TokenLogprobs:
+    """Raises InvalidRequest where the lists don't fit together. The token itself comes first in both."""
+    ids, logprobs = unpack_i32(entry.ids), unpack_f32(entry.logprobs)
+    if not ids or len(ids) != len(logprobs):
+        raise InvalidRequest.of("logprobs", len(logprobs), f"there are {len(ids)} ids")
+    return TokenLogprobs(logprobs[0], tuple(ids[1:]), tuple(logprobs[1:]))

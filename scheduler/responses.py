@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outrider.types import FinishReason, Token, TokenSource
+from outrider.types import FinishReason, Token, TokenLogprobs, TokenSource
 from outrider.v1 import inference_pb2 as pb
 from scheduler.events import Finish, NewRequest, RequestStats
 
@@ -19,7 +19,8 @@ _REASONS: dict[FinishReason, pb.FinishReason] = {
 class SentTokens:
     """Counts what a client was sent, which may be less than what was committed: a stop string cuts the rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: int) -> None:
+        self.index = index  # of the answer
         self.num_tokens = 0
         self.num_accepted = 0
 
@@ -30,15 +31,20 @@ class SentTokens:
             ids=[token.id for token in tokens],
             texts=[token.text for token in tokens],
             sources=[_SOURCES[token.source] for token in tokens],
+            logprobs=[_logprobs(token.logprobs) for token in tokens if token.logprobs is not None],
         )
-        return pb.GenerateResponse(tokens=message)
+        return pb.GenerateResponse(index=self.index, tokens=message)
 
 
-def started(request_id: str, model: str, new: NewRequest) -> pb.GenerateResponse:
+def _logprobs(entry: TokenLogprobs) -> pb.TokenLogprobs:
+    return pb.TokenLogprobs(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
+
+
+def started(request_id: str, model: str, new: NewRequest, index: int) -> pb.GenerateResponse:
     message = pb.Started(
         request_id=request_id, model=model, seed=new.opening.sampling.seed, num_prompt_tokens=len(new.prompt)
     )
-    return pb.GenerateResponse(started=message)
+    return pb.GenerateResponse(index=index, started=message)
 
 
 def finished(new: NewRequest, finish: Finish, sent: SentTokens, matched_stop: str) -> pb.GenerateResponse:
@@ -50,7 +56,7 @@ def finished(new: NewRequest, finish: Finish, sent: SentTokens, matched_stop: st
         usage=_usage(new, finish.stats, sent),
         speculation=_speculation(new, finish.stats, sent),
     )
-    return pb.GenerateResponse(finished=message)
+    return pb.GenerateResponse(index=sent.index, finished=message)
 
 
 def _usage(new: NewRequest, stats: RequestStats, sent: SentTokens) -> pb.Usage:
@@ -70,8 +76,8 @@ def _usage(new: NewRequest, stats: RequestStats, sent: SentTokens) -> pb.Usage:
 def _speculation(new: NewRequest, stats: RequestStats, sent: SentTokens) -> pb.SpeculationStats:
     return pb.SpeculationStats(
         mode=pb.SPECULATION_MODE_AUTO if new.speculates else pb.SPECULATION_MODE_OFF,
-        acceptance_rule=pb.ACCEPTANCE_RULE_COUPLED,
-        is_lossy=False,
+        acceptance_rule=new.opening.acceptance_rule,
+        is_lossy=new.opening.acceptance_rule == pb.ACCEPTANCE_RULE_TYPICAL,
         num_passes=stats.num_passes,
         num_drafted_nodes=stats.num_drafted_nodes,
         num_accepted_tokens=sent.num_accepted,

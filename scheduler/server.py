@@ -37,6 +37,7 @@ class SchedulerConfig:
     max_nodes: int = 8
     draft_wait_s: float = 1.0
     pass_timeout_s: float = 60.0
+    allow_lossy: bool = False  # acceptance rules that change the law of the answers
 
 
 class SchedulerServer:
@@ -59,7 +60,9 @@ class SchedulerServer:
             pass_timeout_s=config.pass_timeout_s,
             policy=PolicyConfig(draft_wait_s=config.draft_wait_s),
         )
-        limits = ServiceLimits(config.max_running_requests, config.max_queued_requests, config.max_nodes)
+        limits = ServiceLimits(
+            config.max_running_requests, config.max_queued_requests, config.max_nodes, config.allow_lossy
+        )
         self._driver = Driver(core, config.max_queued_requests)
         self._service = InferenceService(self._driver, limits, __version__)
         max_calls = config.max_running_requests + config.max_queued_requests + _SPARE_CALLS

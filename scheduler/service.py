@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import grpc
@@ -26,11 +27,15 @@ from outrider.errors import (
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
+from scheduler.constraints import grammar_of
 from scheduler.driver import Driver, Mailbox, ServedModel
 from scheduler.events import Finish, NewRequest, Stopped
 from scheduler.information import ServiceLimits, model_info, server_info
 from scheduler.malformed import Malformed, parser
+from scheduler.merge import merged
+from scheduler.opening import opening_of
 from scheduler.responses import SentTokens, finished, started
+from scheduler.seeds import answer_seed
 from scheduler.text import TextStream
 
 SERVICE_NAME = "outrider.v1.Inference"
@@ -44,9 +49,10 @@ Response = TypeVar("Response")
 
 
 @dataclass(frozen=True, slots=True)
-class _Admitted:
-    request_id: str
-    model: ServedModel
+class _Answer:
+    """One of the answers to a request."""
+
+    index: int
     new: NewRequest
     text: TextStream
 
@@ -109,14 +115,20 @@ class InferenceService:
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         self._request_ids.add(request_id)
         try:
-            admitted = await self._admit(request, request_id, context.time_remaining())
-            mailbox = self._driver.submit(admitted.new)
+            answers = await self._admit(request, context.time_remaining())
+            self._driver.check_room(len(answers))
+            mailboxes = [self._driver.submit(answer.new) for answer in answers]
             try:
-                yield started(request_id, admitted.model.description.model, admitted.new)
-                async for response in self._stream(admitted, mailbox):
-                    yield response
+                model = self._driver.served_model().description.model
+                for answer in answers:
+                    yield started(request_id, model, answer.new, answer.index)
+                streams = [self._stream(answer, box) for answer, box in zip(answers, mailboxes, strict=True)]
+                async with aclosing(merged(streams)) as responses:
+                    async for response in responses:
+                        yield response
             finally:
-                self._driver.cancel(admitted.new.number)
+                for answer in answers:
+                    self._driver.cancel(answer.new.number)
         finally:
             self._request_ids.discard(request_id)
 
@@ -128,7 +140,7 @@ class InferenceService:
         if request_id in self._request_ids:
             raise InvalidRequest.of("request_id", request_id, "a running request has this id")
 
-    async def _admit(self, request: pb.GenerateRequest, request_id: str, time_left_s: float | None) -> _Admitted:
+    async def _admit(self, request: pb.GenerateRequest, time_left_s: float | None) -> list[_Answer]:
         """All that can be refused is refused here, before any worker hears of the request."""
         if self.is_draining:
             raise ServerUnavailable("the server is draining: it takes no new requests")
@@ -138,52 +150,69 @@ class InferenceService:
         model = self._driver.served_model()
         limits = self._model_limits(model)
         check_request(request, limits, self._driver.drafter_names)
-        self._driver.check_room()
+        self._driver.check_room(request.sampling.n or 1)
         prompt = await asyncio.to_thread(encode_prompt, request, model.tokenizer, limits)
+        first = await asyncio.to_thread(self._first_answer, request, model, prompt, deadline_s)
+        return [first, *(self._another(request, model, first, index) for index in range(1, request.sampling.n))]
+
+    def _first_answer(
+        self, request: pb.GenerateRequest, model: ServedModel, prompt: list[int], deadline_s: float | None
+    ) -> _Answer:
         sampling = request.sampling
+        ends = frozenset() if sampling.ignore_eos else frozenset(model.description.end_token_ids)
+        stops = frozenset(sampling.stop_token_ids)
         off = request.speculation.mode == pb.SPECULATION_MODE_OFF
         new = NewRequest(
             number=self._driver.next_number(),
             prompt=prompt,
-            max_tokens=max_tokens_of(sampling, len(prompt), limits),
-            end_token_ids=frozenset() if sampling.ignore_eos else frozenset(model.description.end_token_ids),
-            stop_token_ids=frozenset(sampling.stop_token_ids),
-            opening=_for_workers(sampling, len(prompt)),
+            max_tokens=max_tokens_of(sampling, len(prompt), self._model_limits(model)),
+            end_token_ids=ends,
+            stop_token_ids=stops,
+            opening=opening_of(
+                request,
+                seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
+                num_prompt_tokens=len(prompt),
+                end_token_ids=ends | stops,
+                tokenizer=model.tokenizer,
+                grammar=grammar_of(sampling),
+            ),
             speculates=not off,
             drafters=frozenset(request.speculation.drafters),
             max_nodes=0 if off else request.speculation.max_nodes or self._limits.max_nodes,
             deadline_s=deadline_s,
         )
-        text = TextStream(
-            model.tokenizer.fast,
-            stop=list(sampling.stop),
-            include_stop=sampling.include_stop,
-            skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
-        )
-        return _Admitted(request_id, model, new, text)
+        return _Answer(0, new, _text_stream(sampling, model))
 
-    async def _stream(self, admitted: _Admitted, mailbox: Mailbox) -> AsyncIterator[pb.GenerateResponse]:
+    def _another(self, request: pb.GenerateRequest, model: ServedModel, first: _Answer, index: int) -> _Answer:
+        """One more answer to the same request: another seed, and the first answer's prompt in the prefix cache."""
+        opening = OpenRequest()
+        opening.CopyFrom(first.new.opening)
+        opening.sampling.seed = answer_seed(first.new.opening.sampling.seed, index)
+        new = replace(first.new, number=self._driver.next_number(), opening=opening, leader=first.new.number)
+        return _Answer(index, new, _text_stream(request.sampling, model))
+
+    async def _stream(self, answer: _Answer, mailbox: Mailbox) -> AsyncIterator[pb.GenerateResponse]:
         """An answer out of its mailbox until the request ends; raises the error that it ends with."""
-        sent = SentTokens()
+        sent = SentTokens(answer.index)
         matched_stop = ""
         finish: Finish | None = None
         while finish is None:
-            ids, sources, finish = await mailbox.take()
+            ids, sources, logprobs, finish = await mailbox.take()
             if matched_stop:
                 continue  # what was committed before the core heard of the stop
-            piece = await asyncio.to_thread(admitted.text.push, ids, sources)
+            piece = await asyncio.to_thread(answer.text.push, ids, sources, logprobs)
             matched_stop = piece.matched_stop
             if piece.tokens:
                 yield sent.add(piece.tokens)
             if matched_stop and finish is None:
-                self._driver.post(Stopped(admitted.new.number))
+                self._driver.post(Stopped(answer.new.number))
         if finish.error is not None:
             raise finish.error
         if not matched_stop:
-            rest = await asyncio.to_thread(admitted.text.flush)
+            rest = await asyncio.to_thread(answer.text.flush)
             if rest.tokens:
                 yield sent.add(rest.tokens)
-        yield finished(admitted.new, finish, sent, matched_stop)
+        yield finished(answer.new, finish, sent, matched_stop)
 
     def _model_limits(self, model: ServedModel) -> ModelLimits:
         facts = model.description
@@ -195,19 +224,18 @@ class InferenceService:
             max_context=facts.max_context,
             max_kv_tokens=max_kv_tokens,
             max_nodes=self._limits.max_nodes,
+            allows_lossy=self._limits.allows_lossy,
         )
 
 
-def _for_workers(sampling: pb.SamplingParams, num_prompt_tokens: int) -> OpenRequest:
-    """What the workers need to choose: every default filled in, the seed drawn if there is none."""
-    chosen = pb.SamplingParams(
-        temperature=sampling.temperature if sampling.HasField("temperature") else 1.0,
-        seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
-        top_k=sampling.top_k,
-        top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
-        min_p=sampling.min_p,
+def _text_stream(sampling: pb.SamplingParams, model: ServedModel) -> TextStream:
+    return TextStream(
+        model.tokenizer.fast,
+        stop=list(sampling.stop),
+        include_stop=sampling.include_stop,
+        skip_special_tokens=sampling.skip_special_tokens if sampling.HasField("skip_special_tokens") else True,
+        min_tokens=sampling.min_tokens,
     )
-    return OpenRequest(sampling=chosen, acceptance_rule=pb.ACCEPTANCE_RULE_COUPLED, num_prompt_tokens=num_prompt_tokens)
 
 
 def _unary(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import DecodeStream
 
-from outrider.types import Token, TokenSource
+from outrider.types import Token, TokenLogprobs, TokenSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +28,33 @@ class TextStream:
     """
 
     def __init__(
-        self, tokenizer: FastTokenizer, *, stop: Sequence[str], include_stop: bool, skip_special_tokens: bool
+        self,
+        tokenizer: FastTokenizer,
+        *,
+        stop: Sequence[str],
+        include_stop: bool,
+        skip_special_tokens: bool,
+        min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._include_stop = include_stop
         self._skip_special_tokens = skip_special_tokens
+        self._min_tokens = min_tokens  # a stop string that is complete before ends nothing
+        self._num_tokens = 0
         self._decoder = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._unfinished: list[int] = []  # tokens since the last complete character
         self._held: list[Token] = []
 
-    def push(self, ids: Sequence[int], sources: Sequence[TokenSource]) -> Piece:
+    def push(
+        self, ids: Sequence[int], sources: Sequence[TokenSource], logprobs: Sequence[TokenLogprobs | None]
+    ) -> Piece:
         """Add tokens; returns those that are now final. After a matched stop nothing may be pushed."""
         final: list[Token] = []
-        for token_id, source in zip(ids, sources, strict=True):
-            self._held.append(Token(token_id, self._decode(token_id), source))
-            matched = self._match()
+        for token_id, source, its_logprobs in zip(ids, sources, logprobs, strict=True):
+            self._held.append(Token(token_id, self._decode(token_id), source, its_logprobs))
+            self._num_tokens += 1
+            matched = self._match() if self._num_tokens >= self._min_tokens else ""
             if matched:
                 return Piece([*final, *self._held], matched)
             final.extend(self._release())
@@ -54,7 +65,7 @@ class TextStream:
         rest = self._tokenizer.decode(self._unfinished, skip_special_tokens=self._skip_special_tokens)
         if self._unfinished and rest:
             last = self._held[-1]  # _release keeps the last token of an unfinished character
-            self._held[-1] = Token(last.id, last.text + rest, last.source)
+            self._held[-1] = replace(last, text=last.text + rest)
         held, self._held = self._held, []
         return Piece(held)
 
@@ -81,7 +92,7 @@ class TextStream:
     def _cut(self, length: int) -> None:
         cut: list[Token] = []
         for token in self._held:
-            cut.append(Token(token.id, token.text[: max(length, 0)], token.source))
+            cut.append(replace(token, text=token.text[: max(length, 0)]))
             length -= len(token.text)
         self._held = cut
 

@@ -39,6 +39,11 @@ class Tokenizer:
         ids: list[int] = self.fast.encode(text).ids
         return ids
 
+    def encode_word(self, text: str) -> list[int]:
+        """Token ids of a piece of text, without special tokens."""
+        ids: list[int] = self.fast.encode(text, add_special_tokens=False).ids
+        return ids
+
     def encode_chat(self, messages: Sequence[Message], variables: Mapping[str, object]) -> list[int]:
         """Token ids of a chat up to where the assistant's next turn begins."""
         if self._template is None:

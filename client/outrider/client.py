@@ -16,8 +16,8 @@ import grpc.aio
 
 from outrider import convert, rpc
 from outrider.convert import Prompt
-from outrider.errors import Cancelled, DeadlineExceeded, error_from_rpc
-from outrider.fold import Fold
+from outrider.errors import Cancelled, DeadlineExceeded, InvalidRequest, error_from_rpc
+from outrider.fold import Fold, Folds
 from outrider.types import Answer, ModelInfo, SamplingParams, ServerInfo, Speculation, Started, Token
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1 import inference_pb2_grpc
@@ -164,8 +164,34 @@ class Client:
         answer, None for no limit. An empty `model` is the one that the server serves, an empty
         `request_id` lets it draw one.
         """
+        _check_one_answer(sampling)
         request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
         return Generation(self._stub.Generate(request, timeout=_checked(timeout_s)))
+
+    def generate_all(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: SamplingParams,
+        speculation: Speculation = _SERVER_SPECULATION,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = GENERATE_TIMEOUT_S,
+    ) -> list[Answer]:
+        """`sampling.n` answers to one prompt, whose tokens are computed once. Waits for all of them.
+
+        Each has its own seed, with which it can be had again alone. An error of one ends all.
+        """
+        request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
+        folds = Folds(sampling.n or 1)
+        call: grpc.CallIterator[pb.GenerateResponse] = self._stub.Generate(request, timeout=_checked(timeout_s))
+        try:
+            with _typed_errors():
+                for response in call:
+                    folds.add(response)
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]
+        return folds.end()
 
     def model_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ModelInfo:
         with _typed_errors():
@@ -213,8 +239,31 @@ class AsyncClient:
         timeout_s: float | None = GENERATE_TIMEOUT_S,
     ) -> AsyncGeneration:
         """Starts an answer, as `Client.generate`; there is nothing to await before the iteration."""
+        _check_one_answer(sampling)
         request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
         return AsyncGeneration(self._stub.Generate(request, timeout=_checked(timeout_s)))
+
+    async def generate_all(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: SamplingParams,
+        speculation: Speculation = _SERVER_SPECULATION,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = GENERATE_TIMEOUT_S,
+    ) -> list[Answer]:
+        """`sampling.n` answers to one prompt, as `Client.generate_all`."""
+        request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
+        folds = Folds(sampling.n or 1)
+        call = self._stub.Generate(request, timeout=_checked(timeout_s))
+        try:
+            with _typed_errors():
+                async for response in call:
+                    folds.add(response)
+        finally:
+            call.cancel()
+        return folds.end()
 
     async def model_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ModelInfo:
         with _typed_errors():
@@ -252,6 +301,11 @@ def _typed_errors() -> Iterator[None]:
         if task is None or task.cancelling():
             raise
         raise Cancelled("the call was cancelled here") from err
+
+
+def _check_one_answer(sampling: SamplingParams) -> None:
+    if sampling.n is not None and sampling.n > 1:
+        raise InvalidRequest.of("sampling.n", sampling.n, "generate reads one answer; generate_all reads n of them")
 
 
 def _checked(timeout_s: float | None) -> float | None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message as ProtoMessage
 
-from outrider.errors import InternalError, InvalidRequest, Unsupported
+from outrider.errors import InternalError, InvalidRequest
 from outrider.types import (
     AcceptanceRule,
     DrafterStats,
@@ -79,8 +79,6 @@ def sampling_to_proto(sampling: SamplingParams) -> pb.SamplingParams:
     constraints = [name for name in _CONSTRAINTS if getattr(sampling, name)]
     if len(constraints) > 1:
         raise InvalidRequest(f"sampling has {' and '.join(constraints)}: an answer can follow only one of them")
-    if sampling.n is not None and sampling.n > 1:
-        raise Unsupported(f"sampling.n is {sampling.n}: this client reads one answer a call; make {sampling.n} calls")
     values = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
     values["logit_bias"] = [
         _fill(pb.LogitBias, "sampling.logit_bias.", {"token_id": token_id, "bias": bias})

@@ -1,10 +1,12 @@
-"""From the messages of one answer to its tokens, and in the end to the whole answer. No I/O."""
+"""From the messages of a stream to tokens, and in the end to whole answers. No I/O."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from outrider import convert
 from outrider.errors import InternalError
-from outrider.types import Answer, Started, Token
+from outrider.types import Answer, Started, Token, TokenLogprobs
 from outrider.v1 import inference_pb2 as pb
 
 
@@ -51,8 +53,30 @@ class Fold:
             token_ids=tuple(token.id for token in self._tokens),
             sources=tuple(token.source for token in self._tokens),
             text="".join(token.text for token in self._tokens),
+            logprobs=_logprobs_of(self._tokens),
             finish_reason=convert.finish_reason_from_proto(finished.reason),
             matched_stop=finished.matched_stop,
             usage=convert.usage_from_proto(finished.usage),
             speculation=convert.speculation_stats_from_proto(finished.speculation),
         )
+
+
+def _logprobs_of(tokens: Sequence[Token]) -> tuple[TokenLogprobs, ...] | None:
+    entries = tuple(token.logprobs for token in tokens if token.logprobs is not None)
+    return entries if len(entries) == len(tokens) and entries else None
+
+
+class Folds:
+    """Several answers in one stream, each with its index."""
+
+    def __init__(self, num_answers: int) -> None:
+        self._folds = [Fold() for _ in range(num_answers)]
+
+    def add(self, response: pb.GenerateResponse) -> None:
+        if response.index >= len(self._folds):
+            raise InternalError(f"the server sent answer {response.index}: {len(self._folds)} were asked for")
+        self._folds[response.index].add(response)
+
+    def end(self) -> list[Answer]:
+        """To be called when the stream has ended without an error: all answers must be there now."""
+        return [fold.end() for fold in self._folds]

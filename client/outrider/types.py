@@ -25,7 +25,10 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the target chooses tokens. Temperature 0 is greedy; the same seed gives the same tokens."""
+    """How the target chooses tokens. Temperature 0 is greedy; the same seed gives the same tokens.
+
+    At most one of `json_schema`, `regex`, `grammar` (Lark) and `choice` constrains the answer.
+    """
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -131,6 +134,7 @@ class Answer:
     token_ids: tuple[int, ...]
     sources: tuple[TokenSource, ...]
     text: str
+    logprobs: tuple[TokenLogprobs, ...] | None  # one a token; None unless SamplingParams.logprobs asked for them
     finish_reason: FinishReason
     matched_stop: str
     usage: Usage

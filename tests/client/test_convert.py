@@ -18,7 +18,7 @@ from outrider.convert import (
     speculation_to_proto,
     tokens_from_proto,
 )
-from outrider.errors import InternalError, InvalidRequest, Unsupported
+from outrider.errors import InternalError, InvalidRequest
 from outrider.types import TokenLogprobs
 from outrider.v1 import inference_pb2 as pb
 from tests.client.fake_inference import MODEL_INFO, SERVER_INFO
@@ -96,11 +96,6 @@ def test_all_sampling_fields_together_reach_the_message() -> None:
 def test_two_constraints_are_refused_by_name() -> None:
     with pytest.raises(InvalidRequest, match="regex and choice"):
         sampling_to_proto(SamplingParams(regex="a", choice=["b"]))
-
-
-def test_more_than_one_answer_is_refused_not_ignored() -> None:
-    with pytest.raises(Unsupported, match=r"sampling\.n is 3"):
-        sampling_to_proto(SamplingParams(n=3))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ import random
 
 import pytest
 
-from outrider.errors import DeadlineExceeded, InternalError, Overloaded, ServerUnavailable
+from outrider.errors import DeadlineExceeded, InternalError, NoTokenLeft, Overloaded, ServerUnavailable
+from outrider.types import TokenLogprobs
+from outrider.v1.inference_pb2 import SamplingParams
+from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.core import Core, CoreConfig
 from scheduler.events import (
     Cancelled,
@@ -372,3 +375,44 @@ def test_all_of_a_report_counts_before_the_next_pass(core: Core) -> None:
     orders = [c for c in commands if isinstance(c, SendOrder)]
     growths = [Growth("d", "guess", o.request, o.epoch, 2, 1, [3], [0], [0.0], True, False) for o in orders]
     assert len(pass_of(core.handle(Grown(growths), 0.2)).rows) == 3
+
+
+def test_a_row_without_a_token_left_fails_that_request_alone_and_says_why(core: Core) -> None:
+    sent = pass_of(submitted(core))
+    error = next(
+        c for c in core.handle(answer(sent, [], status="no_token", detail="because"), 0.1) if isinstance(c, Finish)
+    ).error
+    assert isinstance(error, NoTokenLeft)
+    assert "after 0 tokens: because" in error.message
+
+
+def with_logprobs() -> OpenRequest:
+    return OpenRequest(sampling=SamplingParams(seed=1, logprobs=1))
+
+
+def test_log_probabilities_are_those_of_the_tokens_that_are_committed(core: Core) -> None:
+    entries = [TokenLogprobs(-float(token), (token,), (0.0,)) for token in (2, 6, 3)]
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10, opening=with_logprobs()))
+    emit = next(c for c in core.handle(answer(sent, [2, 6, 3], logprobs=entries), 0.1) if isinstance(c, Emit))
+    assert (emit.tokens, emit.logprobs) == ([2, 6], entries[:2])
+
+
+@pytest.mark.parametrize("wants", [True, False])
+def test_a_wrong_number_of_log_probabilities_fails_the_request(core: Core, wants: bool) -> None:
+    sent = pass_of(submitted(core, prompt=[1], **({"opening": with_logprobs()} if wants else {})))
+    entries = [TokenLogprobs(0.0, (), ())]
+    error = next(c for c in core.handle(answer(sent, [2, 3], logprobs=entries), 0.1) if isinstance(c, Finish)).error
+    assert isinstance(error, InternalError)
+    assert "1 log-probabilities for 2 tokens" in error.message
+
+
+@pytest.mark.parametrize("how", ["token", "cancelled"])
+def test_a_request_with_a_leader_starts_when_that_has_its_first_token_or_is_gone(core: Core, how: str) -> None:
+    leader = new_request(1, random.Random(0))
+    values = {name: getattr(leader, name) for name in leader.__dataclass_fields__} | {"max_tokens": 9}
+    sent = pass_of(core.handle(Submitted(type(leader)(**values)), 0.0))
+    core.handle(Submitted(type(leader)(**values | {"number": 2, "leader": 1})), 0.0)
+    core.handle(Submitted(type(leader)(**values | {"number": 3})), 0.0)
+    assert (core.num_running, core.num_queued) == (2, 1), "the third waits for nobody"
+    core.handle(answer(sent, [2]) if how == "token" else Cancelled(1), 0.1)
+    assert core.num_queued == 0

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
+from outrider.types import TokenLogprobs
 from scheduler.text import TextStream
 
 TEXTS = st.text(alphabet="the rainSpEND. 🦊🐳éïüß\n", max_size=40)
@@ -19,13 +20,16 @@ def run(
     stop: Sequence[str],
     *,
     include_stop: bool = False,
+    min_tokens: int = 0,
 ) -> tuple[str, list[int], str]:
     """The text, token ids and matched stop of a stream that is fed in pieces ending at `cuts`."""
-    stream = TextStream(tokenizer, stop=stop, include_stop=include_stop, skip_special_tokens=True)
+    stream = TextStream(
+        tokenizer, stop=stop, include_stop=include_stop, skip_special_tokens=True, min_tokens=min_tokens
+    )
     tokens = []
     edges = [0, *sorted(cuts), len(ids)]
     for start, end in itertools.pairwise(edges):
-        piece = stream.push(ids[start:end], ["target"] * (end - start))
+        piece = stream.push(ids[start:end], ["target"] * (end - start), [None] * (end - start))
         tokens.extend(piece.tokens)
         if piece.matched_stop:
             break
@@ -69,6 +73,24 @@ def test_a_stop_string_can_be_kept(fast_tokenizer: FastTokenizer) -> None:
     assert run(fast_tokenizer, ids, [2], ["END"])[0] == "the rain "
 
 
+def test_a_stop_string_before_min_tokens_ends_nothing(fast_tokenizer: FastTokenizer) -> None:
+    ids = fast_tokenizer.encode("the END of the END").ids
+    num_tokens = next(n for n in range(len(ids)) if "END" in fast_tokenizer.decode(ids[:n]))
+
+    assert run(fast_tokenizer, ids, [2], ["END"], min_tokens=num_tokens)[0] == "the "
+    assert run(fast_tokenizer, ids, [2], ["END"], min_tokens=num_tokens + 1)[0] == "the END of the "
+
+
+def test_each_token_keeps_its_log_probabilities(fast_tokenizer: FastTokenizer) -> None:
+    ids = fast_tokenizer.encode("the ü END of").ids
+    logprobs = [TokenLogprobs(-float(i), (i,), (0.0,)) for i in range(len(ids))]
+    stream = TextStream(fast_tokenizer, stop=["END of X"], include_stop=False, skip_special_tokens=True)
+
+    tokens = [*stream.push(ids, ["target"] * len(ids), logprobs).tokens, *stream.flush().tokens]
+
+    assert [token.logprobs for token in tokens] == logprobs
+
+
 def test_a_broken_character_at_the_end_is_shown_as_such(fast_tokenizer: FastTokenizer) -> None:
     ids = fast_tokenizer.encode("ü").ids[:1]
     assert fast_tokenizer.decode(ids) != "ü", "ü must be several tokens here"
@@ -80,5 +102,5 @@ def test_special_tokens_have_no_text_unless_asked_for(fast_tokenizer: FastTokeni
     ids = [*fast_tokenizer.encode("the").ids, fast_tokenizer.token_to_id("</s>")]
     assert run(fast_tokenizer, ids, [], []) == ("the", ids, "")
     stream = TextStream(fast_tokenizer, stop=[], include_stop=False, skip_special_tokens=False)
-    tokens = [*stream.push(ids, ["target"] * len(ids)).tokens, *stream.flush().tokens]
+    tokens = [*stream.push(ids, ["target"] * len(ids), [None] * len(ids)).tokens, *stream.flush().tokens]
     assert "".join(token.text for token in tokens) == "the</s>"

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
 
 from outrider.v1 import target_pb2, worker_pb2
 from outrider.v1.inference_pb2 import SamplingParams
 from tests.target_link import GREEDY, SEEDED, Reference, make_row, random_tree, tokens_of
 from tests.tiny import save_tiny_llama
+from workers.choice.grammar import Grammars
 from workers.choice.noise import NoiseCache
 from workers.engine.checkpoint import prepare_checkpoint
 from workers.engine.runner import Engine
@@ -32,7 +32,7 @@ class Target:
     def __init__(self, folder: Path, num_blocks: int) -> None:
         checkpoint = prepare_checkpoint(str(folder))
         self.engine = Engine(checkpoint, block_size=BLOCK_SIZE, kv_cache_bytes=num_blocks * BLOCK_BYTES)
-        self.passes = Passes(self.engine, NoiseCache(VOCAB, torch.device("cpu")), max_pass_tokens=200)
+        self.passes = Passes(self.engine, NoiseCache(VOCAB), Grammars(folder, VOCAB, []), max_pass_tokens=200)
         self.session = Session()
 
     def ask(self, *rows: target_pb2.Row) -> target_pb2.PassResult:

@@ -14,6 +14,7 @@ from outrider.packing import pack_i32, unpack_i32
 from outrider.v1 import target_pb2, worker_pb2
 from outrider.v1.inference_pb2 import LogitBias, SamplingParams
 from tests.target_link import Reference, random_tree
+from workers.choice.grammar import Grammars
 from workers.choice.noise import NoiseCache
 from workers.engine.checkpoint import prepare_checkpoint
 from workers.engine.runner import Engine
@@ -58,7 +59,7 @@ def opening(sampling: SamplingParams, temperature: float, name: str) -> worker_p
 @pytest.fixture(scope="module")
 def passes(tiny: Path) -> Passes:
     engine = Engine(prepare_checkpoint(str(tiny)), dtype="float32", kv_cache_bytes=1 << 20)
-    return Passes(engine, NoiseCache(VOCAB), max_pass_tokens=512)
+    return Passes(engine, NoiseCache(VOCAB), Grammars(tiny, VOCAB, [0]), max_pass_tokens=512)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from outrider.errors import InvalidRequest, NoTokenLeft, OutriderError, Unsuppor
 from outrider.packing import pack_f32, pack_i32
 from outrider.tree import TreeError
 from outrider.v1 import target_pb2, worker_pb2
+from workers.choice.grammar import Grammars, GrammarState
 from workers.choice.noise import NoiseCache
 from workers.choice.params import ChoiceParams
 from workers.choice.paths import Paths
@@ -40,6 +41,7 @@ class _Request:
     key: int  # the engine's, unique over all sessions
     epoch: int
     params: ChoiceParams
+    grammar: GrammarState | None
     known: list[int] = field(default_factory=list)
 
 
@@ -64,7 +66,7 @@ class _Work:
 
     def draft(self) -> Draft:
         paths = Paths(self.request.known, self.parsed.node_tokens, self.parsed.node_parents)
-        return Draft(self.request.params, paths)
+        return Draft(self.request.params, paths, self.request.grammar)
 
 
 class _RowRefused(Exception):
@@ -80,9 +82,10 @@ class _RowRefused(Exception):
 class Passes:
     """The passes of all sessions on one engine. Used by the engine's thread alone."""
 
-    def __init__(self, engine: Engine, noise: NoiseCache, max_pass_tokens: int) -> None:
+    def __init__(self, engine: Engine, noise: NoiseCache, grammars: Grammars, max_pass_tokens: int) -> None:
         self._engine = engine
         self._noise = noise
+        self._grammars = grammars
         self._max_pass_tokens = max_pass_tokens
         self._keys = count()
         self._idle_since: float | None = None
@@ -163,9 +166,16 @@ class Passes:
         if parsed.params is None or (request is not None and request.epoch > parsed.epoch):
             raise _RowRefused(target_pb2.ROW_STATUS_PREFIX_MISSING, f"epoch {parsed.epoch} is not open here")
         self._forget(session, parsed.request)
-        request = session.requests[parsed.request] = _Request(next(self._keys), parsed.epoch, parsed.params)
+        grammar = self._open_grammar(parsed.params)
+        request = session.requests[parsed.request] = _Request(next(self._keys), parsed.epoch, parsed.params, grammar)
         self._engine.open(request.key)
         return request
+
+    def _open_grammar(self, params: ChoiceParams) -> GrammarState | None:
+        try:
+            return self._grammars.open(params.grammar) if params.grammar else None
+        except (InvalidRequest, Unsupported) as err:
+            raise _RowRefused(target_pb2.ROW_STATUS_INVALID, err.message) from err
 
     def _plan(self, index: int, parsed: ParsedRow, request: _Request) -> _Work:
         """What to compute for the row: nothing for a prompt chunk that is there already."""

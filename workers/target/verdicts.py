@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from outrider.errors import NoTokenLeft, OutriderError
+from outrider.errors import InvalidRequest, NoTokenLeft, OutriderError
 from workers.choice.choose import Noise, choose
 from workers.choice.errors import UnusableLogits
+from workers.choice.grammar import GrammarState
 from workers.choice.logprobs import Logprobs, logprobs_of
 from workers.choice.params import ChoiceParams
 from workers.choice.paths import Paths
@@ -24,6 +25,7 @@ class Draft:
 
     params: ChoiceParams
     paths: Paths
+    grammar: GrammarState | None = None  # the request's place in its grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ def verdicts(
     drafts: Sequence[Draft],
     noise: Noise,
 ) -> list[Verdict | OutriderError]:
-    """One for each draft. An UnusableLogits or NoTokenLeft stands in place of the verdict of a row that has none."""
+    """One for each draft. An error stands in place of the verdict of a row that has none: UnusableLogits,
+    NoTokenLeft, or InvalidRequest where committed tokens contradict the request's grammar."""
     if not drafts:
         return []
     parts = torch.split(logits, [1 + len(draft.paths.node_tokens) for draft in drafts])
@@ -51,21 +54,31 @@ def verdicts(
     start = 0
     for draft, part, raw in zip(drafts, parts, unedited, strict=True):
         try:
+            if isinstance(raw, OutriderError):
+                raise raw
             of_draft = chosen[start : start + len(part)]
             walked = walk(of_draft, draft.paths.node_tokens, draft.paths.node_parents, draft.params.end_token_ids)
             results.append(Verdict(walked, _logprobs(draft, raw, walked)))
-        except (UnusableLogits, NoTokenLeft) as err:
+        except (UnusableLogits, NoTokenLeft, InvalidRequest) as err:
             results.append(err)
         start += len(part)
     return results
 
 
-def _edit(part: Tensor, draft: Draft) -> Tensor:
+def _edit(part: Tensor, draft: Draft) -> Tensor | OutriderError:
     """Returns the logits as they were, where the request needs them; otherwise, what they have become."""
-    raw = part
-    if draft.params.depends_on_path:
-        raw = part.clone() if draft.params.num_logprobs is not None else part
-        edit(part, draft.params, draft.paths)
+    if not draft.params.depends_on_path:
+        return part
+    raw = part.clone() if draft.params.num_logprobs is not None else part
+    allowed = None
+    if draft.grammar is not None:
+        completion = draft.paths.committed[draft.params.num_prompt_tokens :]
+        try:
+            masks = draft.grammar.masks(completion, draft.paths.node_tokens, draft.paths.node_parents)
+        except (NoTokenLeft, InvalidRequest) as err:
+            return err
+        allowed = torch.from_numpy(masks).to(part.device)
+    edit(part, draft.params, draft.paths, allowed)
     return raw
 
 
