@@ -94,9 +94,31 @@ BAD = {
         ["speculation.drafters[0]", "'oracle'", "cut, itself, ngram"],
     ),
     "a field that is not served yet": (
-        pb.GenerateRequest(text="a", sampling={"repetition_penalty": 1.2}),
+        pb.GenerateRequest(text="a", resume_from={"ids": [1]}),
         Code.UNIMPLEMENTED,
-        ["sampling.repetition_penalty", "1.2"],
+        ["resume_from"],
+    ),
+    "parameters that contradict each other": (
+        pb.GenerateRequest(text="a", sampling={"min_tokens": 9, "max_tokens": 8}),
+        Code.INVALID_ARGUMENT,
+        ["sampling.min_tokens is 9", "sampling.max_tokens is 8"],
+    ),
+    "a schema that can't be followed": (
+        pb.GenerateRequest(text="a", sampling={"json_schema": '{"not": {}}'}),
+        Code.INVALID_ARGUMENT,
+        ["sampling.json_schema", "not"],
+    ),
+    "a lossy rule where none is allowed": (
+        pb.GenerateRequest(text="a", speculation={"acceptance_rule": "ACCEPTANCE_RULE_TYPICAL"}),
+        Code.PERMISSION_DENIED,
+        ["acceptance_rule", "allow_lossy"],
+    ),
+    "parameters that leave no token": (
+        pb.GenerateRequest(
+            text="a", sampling={"allowed_token_ids": [40], "bad_words": [], "min_tokens": 0, "regex": "[0-9]+"}
+        ),
+        Code.FAILED_PRECONDITION,
+        ["leave no token to choose"],
     ),
     "a message over the size limit": (
         pb.GenerateRequest(text="a" * (MAX_MESSAGE_BYTES + 1)),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,11 @@ def philox(
     A product of two words needs 64 bits and wraps to a negative i64. Its bits are still the right ones: the low
     word is what the mask leaves, and the high word what it leaves of an arithmetic shift.
     """
+    return [torch.as_tensor(word) for word in _rounds(counter, key)]
+
+
+def _rounds(counter: Sequence[Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
+    """Of tensors and integers alike; all words are integers where the counter's are."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_NUM_ROUNDS):
@@ -50,7 +56,7 @@ def philox(
         product1 &= _MASK
         c0, c1, c2, c3 = high1, product1, high0, product0
         k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
-    return [torch.as_tensor(word) for word in (c0, c1, c2, c3)]
+    return c0, c1, c2, c3
 
 
 def gumbel(
@@ -69,6 +75,18 @@ def gumbel(
     words = torch.stack(philox((counters, position, stream, 0), (seed & _MASK, seed >> 32)), dim=1)
     uniform = words.view(-1)[:vocab].double().add_(0.5).mul_(2.0**-32)
     return uniform.log_().neg_().log_().neg_().float()
+
+
+def uniform(
+    seed: int,  # 64 bits, unsigned
+    position: int,
+    *,
+    index: int,  # of several numbers at one position
+    stream: int,
+) -> float:
+    """One number from [0, 1), a multiple of 2**-53, for a decision that needs no vector."""
+    words = _rounds((index, position, stream, 0), (seed & _MASK, seed >> 32))
+    return float((words[0] << 21) | (words[1] >> 11)) * 2.0**-53
 
 
 class NoiseCache:

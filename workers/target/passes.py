@@ -66,7 +66,7 @@ class _Work:
 
     def draft(self) -> Draft:
         paths = Paths(self.request.known, self.parsed.node_tokens, self.parsed.node_parents)
-        return Draft(self.request.params, paths, self.request.grammar)
+        return Draft(self.request.params, paths, self.request.grammar, self.parsed.drawn_from)
 
 
 class _RowRefused(Exception):

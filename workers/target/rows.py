@@ -10,6 +10,7 @@ from outrider.packing import unpack_i32
 from outrider.tree import ROOT, check_parents
 from outrider.v1 import target_pb2
 from workers.choice.params import ChoiceParams, check_tokens, choice_params
+from workers.target.rules.laws import DraftLaw, parse_laws
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class ParsedRow:
     tokens: Sequence[int]
     node_tokens: Sequence[int]  # [num_nodes]
     node_parents: Sequence[int]  # [num_nodes]
-    depths: Sequence[int]  # [1 + num_nodes]; the root's, 0, then the nodes'
+    drawn_from: Sequence[DraftLaw]  # [num_nodes]
 
 
 def parse_row(row: target_pb2.Row, *, vocab_size: int, max_context: int) -> ParsedRow:
@@ -40,9 +41,8 @@ def parse_row(row: target_pb2.Row, *, vocab_size: int, max_context: int) -> Pars
     if len(node_parents) != len(node_tokens):
         raise InvalidRequest.of("node_parents", node_parents, f"there are {len(node_tokens)} node_tokens")
     check_parents(node_parents)
-    depths = _depths(node_parents)
-    if row.committed_len + max(depths) > max_context:
-        deepest = row.committed_len + max(depths)
+    deepest = row.committed_len + max(_depths(node_parents))
+    if deepest > max_context:
         raise InvalidRequest.of("node_parents", deepest, f"no node lies behind the context's {max_context} tokens")
     return ParsedRow(
         request=row.ref.request,
@@ -53,7 +53,7 @@ def parse_row(row: target_pb2.Row, *, vocab_size: int, max_context: int) -> Pars
         tokens=tokens,
         node_tokens=node_tokens,
         node_parents=node_parents,
-        depths=depths,
+        drawn_from=parse_laws(row.laws, node_tokens, node_parents, vocab_size),
     )
 
 

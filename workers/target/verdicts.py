@@ -9,14 +9,19 @@ import torch
 from torch import Tensor
 
 from outrider.errors import InvalidRequest, NoTokenLeft, OutriderError
-from workers.choice.choose import Noise, choose
+from workers.choice.choose import UNUSABLE, Noise, choose, laws
 from workers.choice.errors import UnusableLogits
 from workers.choice.grammar import GrammarState
 from workers.choice.logprobs import Logprobs, logprobs_of
 from workers.choice.params import ChoiceParams
 from workers.choice.paths import Paths
 from workers.choice.penalties import edit
-from workers.target.walk import Walk, walk
+from workers.target.rules.block import is_chain, walk_by_blocks
+from workers.target.rules.draws import StreamDraws
+from workers.target.rules.laws import DraftLaw
+from workers.target.rules.rejection import walk_by_rejection
+from workers.target.rules.typical import walk_if_typical
+from workers.target.walk import Walk, check_choice, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,7 @@ class Draft:
     params: ChoiceParams
     paths: Paths
     grammar: GrammarState | None = None  # the request's place in its grammar
+    drawn_from: Sequence[DraftLaw] = ()  # [num_nodes]; for the rejection rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +62,7 @@ def verdicts(
         try:
             if isinstance(raw, OutriderError):
                 raise raw
-            of_draft = chosen[start : start + len(part)]
-            walked = walk(of_draft, draft.paths.node_tokens, draft.paths.node_parents, draft.params.end_token_ids)
+            walked = _walk(draft, part, chosen[start : start + len(part)])
             results.append(Verdict(walked, _logprobs(draft, raw, walked)))
         except (UnusableLogits, NoTokenLeft, InvalidRequest) as err:
             results.append(err)
@@ -80,6 +85,32 @@ def _edit(part: Tensor, draft: Draft) -> Tensor | OutriderError:
         allowed = torch.from_numpy(masks).to(part.device)
     edit(part, draft.params, draft.paths, allowed)
     return raw
+
+
+def _walk(
+    draft: Draft,
+    logits: Tensor,  # [1 + num_nodes, vocab] f32, edited
+    chosen: Sequence[int],  # [1 + num_nodes]
+) -> Walk:
+    """By the request's rule. At temperature 0, and without a draft, all rules are the same."""
+    params, tokens, parents = draft.params, draft.paths.node_tokens, draft.paths.node_parents
+    ends = params.end_token_ids
+    if params.rule == "coupled" or params.temperature == 0 or not tokens:
+        return walk(chosen, tokens, parents, ends)
+    for choice in (chosen[0], *(choice for choice in chosen[1:] if choice == UNUSABLE)):
+        check_choice(choice)
+    of_target = laws(logits, [params] * len(logits)).cpu().numpy()
+    # A place without a token is behind a node that the target can't choose: what stands there is never looked at.
+    of_target[[choice < 0 for choice in chosen]] = 1 / logits.shape[-1]
+    if params.rule == "typical":
+        return walk_if_typical(of_target, chosen, tokens, parents, ends)
+    draws = StreamDraws(params.seed, len(draft.paths.committed))
+    if is_chain(parents):
+        walked = walk_by_blocks(of_target, tokens, draft.drawn_from, draws, ends)
+    else:
+        walked = walk_by_rejection(of_target, tokens, parents, draft.drawn_from, draws, ends)
+    check_choice(chosen[walked.path[-1] + 1 if walked.path else 0])
+    return walked
 
 
 def _logprobs(draft: Draft, raw: Tensor, walked: Walk) -> list[Logprobs]:

@@ -1,0 +1,1 @@
+"""Acceptance rules beside the coupled one (workers/target/walk.py)."""
