@@ -35,6 +35,7 @@ LENGTH = 3
 PROMPT = [1, 2]
 SHAPE = [-1, -1, 0, 0, 1]  # of the trees
 NUM_TRIALS = 800
+NUM_TRIALS_OF_TWINS = 3000
 PARAMETERS = {
     "none": ChoiceParams(),
     "temperature": ChoiceParams(temperature=0.6),
@@ -156,7 +157,7 @@ def test_rejection_gives_the_targets_law(name: str, shape: list[int]) -> None:
 
 def test_typical_does_not_give_the_targets_law_and_so_is_called_lossy() -> None:
     params = ChoiceParams(rule="typical")
-    assert chi_square_p_value(outputs(params, SHAPE, NUM_TRIALS), sequence_law(params)) < FALSE_ALARM
+    assert chi_square_p_value(outputs(params, SHAPE, NUM_TRIALS_OF_TWINS), sequence_law(params)) < FALSE_ALARM
 
 
 # Wrong twins: each is a mistake that somebody has made, and must be seen.
@@ -189,7 +190,7 @@ def siblings_from_the_whole_law(draft: Draft) -> Draft:
 @pytest.mark.parametrize("twin", [without_unlikely_nodes, greedy_as_if_drawn, siblings_from_the_whole_law])
 def test_a_draft_that_was_not_drawn_as_it_says_is_seen(twin: Callable[[Draft], Draft]) -> None:
     params = ChoiceParams(rule="rejection")
-    counts = outputs(params, SHAPE, NUM_TRIALS, twin)
+    counts = outputs(params, SHAPE, NUM_TRIALS_OF_TWINS, twin)
     assert chi_square_p_value(counts, sequence_law(params)) < FALSE_ALARM
 
 

@@ -114,9 +114,7 @@ BAD = {
         ["acceptance_rule", "allow_lossy"],
     ),
     "parameters that leave no token": (
-        pb.GenerateRequest(
-            text="a", sampling={"allowed_token_ids": [40], "bad_words": [], "min_tokens": 0, "regex": "[0-9]+"}
-        ),
+        pb.GenerateRequest(text="a", sampling={"allowed_token_ids": [81], "regex": "[0-9]+"}),
         Code.FAILED_PRECONDITION,
         ["leave no token to choose"],
     ),
