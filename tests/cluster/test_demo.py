@@ -21,6 +21,7 @@ PLAIN = Answer(
     token_ids=(1, 2, 3, 4, 5),
     sources=("target",) * 5,
     text="one two three",
+    logprobs=None,
     finish_reason="length",
     matched_stop="",
     usage=Usage(3, 0, 5, 0.0, 1.0, 3.0),
