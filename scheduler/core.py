@@ -141,8 +141,8 @@ class Core:
                 self._lose_target()
             case PassDone():
                 self._finish_pass(event, now_s)
-            case DrafterUp(worker, drafters):
-                self._commands += self._drafting.add_worker(worker, drafters, now_s)
+            case DrafterUp(worker, drafters, drawing):
+                self._commands += self._drafting.add_worker(worker, drafters, drawing, now_s)
             case DrafterDown(worker):
                 self._commands += self._drafting.lose_worker(worker, now_s)
             case Grown():

@@ -1,12 +1,17 @@
 """The core's side of drafting: who drafts for whom, what each drafter was told, and which ones keep up.
 
 Part of the core: no I/O. A drafter's answer counts only for the (request, epoch, committed_len) of its newest order.
+
+A request whose rule asks for drawn nodes has one drafter: nodes of two that bear the same token would be one node with
+two laws. One that draws is preferred; nodes that were not drawn are right too, and accepted less often.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from outrider.draft_law import DraftLaw
+from outrider.tree import Node
 from scheduler.events import DrafterCount, Growth, ReleaseDrafter, SendOrder
 from scheduler.request import DrafterView, Request
 
@@ -25,6 +30,7 @@ class Drafting:
         self._running = running
         self._epochs = epochs
         self._workers: dict[str, tuple[str, ...]] = {}  # names of the drafters on each worker
+        self._drawing: set[str] = set()  # names of those that can draw
 
     def order(self, request: Request, now_s: float) -> list[SendOrder]:
         """Tell this request's drafters its newest state, and ask for nodes below it."""
@@ -35,8 +41,11 @@ class Drafting:
             if view.ordered_len is None or (view.worker, view.drafter) not in self.late
         ]
 
-    def add_worker(self, worker: str, drafters: Sequence[str], now_s: float) -> list[SendOrder]:
+    def add_worker(
+        self, worker: str, drafters: Sequence[str], drawing: frozenset[str], now_s: float
+    ) -> list[SendOrder]:
         self._workers[worker] = tuple(drafters)
+        self._drawing |= drawing
         return self._order_from_new(now_s)
 
     def lose_worker(self, worker: str, now_s: float) -> list[SendOrder]:
@@ -79,8 +88,8 @@ class Drafting:
     def _assign(self, request: Request) -> list[DrafterView]:
         """Give a request one worker for each drafter that it may use and lacks: the one with the fewest requests."""
         added: list[DrafterView] = []
-        for name in sorted({name for names in self._workers.values() for name in names}):
-            if name in request.drafters or not request.new.may_use(name):
+        for name in self._names_for(request):
+            if name in request.drafters:
                 continue
             workers = [worker for worker, names in self._workers.items() if name in names]
             worker = min((self._num_requests_on(worker, name), worker) for worker in workers)[1]
@@ -88,11 +97,20 @@ class Drafting:
             added.append(request.drafters[name])
         return added
 
+    def _names_for(self, request: Request) -> list[str]:
+        names = {name for names in self._workers.values() for name in names if request.new.may_use(name)}
+        if not request.new.is_drawn_for:
+            return sorted(names)
+        # The one that it has stays: another's nodes would be mixed with those that are there.
+        return sorted(names, key=lambda name: (name not in request.drafters, name not in self._drawing, name))[:1]
+
     def _num_requests_on(self, worker: str, drafter: str) -> int:
         views = (request.drafters.get(drafter) for request in self._running.values())
         return sum(1 for view in views if view is not None and view.worker == worker)
 
     def _order(self, request: Request, view: DrafterView, now_s: float) -> SendOrder:
+        if request.new.is_drawn_for:
+            request.tree.clear()  # of a drafter that is lost: siblings are drawn by one drafter
         view.is_opening = view.told_len == 0
         order = SendOrder(
             worker=view.worker,
@@ -124,13 +142,25 @@ class Drafting:
 
 
 def _add_nodes(request: Request, view: DrafterView, grown: Growth, vocab_size: int) -> None:
-    """Merge nodes into the tree. Dropped: those without a parent, outside the vocabulary, or beyond the order."""
+    """Merge nodes into the tree. Dropped: those without a parent, outside the vocabulary, beyond the order, or with
+    a law that they can't have been drawn from. Laws are left out where the request's rule does not ask for them."""
     drafted = request.stats.drafters.setdefault(view.drafter, DrafterCount())
-    entries = zip(grown.tokens, grown.parents, grown.scores, strict=True)
-    for number, (token, parent_number, score) in enumerate(entries, grown.first_node):
+    laws = grown.laws if grown.laws and request.new.is_drawn_for else [None] * len(grown.tokens)
+    entries = zip(grown.tokens, grown.parents, grown.scores, laws, strict=True)
+    for number, (token, parent_number, score, law) in enumerate(entries, grown.first_node):
         parent = view.nodes.get(parent_number)
         is_orphan = parent is None and parent_number != 0
         if is_orphan or not 0 <= token < vocab_size or len(view.nodes) >= request.new.max_nodes:
             continue
-        view.nodes[number] = request.tree.add(parent, token, view.drafter, score)
+        if not _can_be_drawn(token, law, request.tree.children(parent), vocab_size):
+            continue
+        view.nodes[number] = request.tree.add(parent, token, view.drafter, score, law)
         drafted.num_drafted_nodes += 1
+
+
+def _can_be_drawn(token: int, law: DraftLaw | None, siblings: Mapping[int, Node], vocab_size: int) -> bool:
+    """Whether the target would take the node with this law: one that comes with the first of siblings, or with none."""
+    if siblings:
+        shared = next(iter(siblings.values())).law
+        return law is None and (shared is None or token in shared.ids)
+    return law is None or (token in law.ids and all(0 <= each < vocab_size for each in law.ids))

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from outrider.draft_law import DraftLaw
 from outrider.errors import OutriderError
 from outrider.types import FinishReason, TokenLogprobs, TokenSource
+from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_REJECTION
 from outrider.v1.worker_pb2 import OpenRequest
 
 RowStatus = Literal["ok", "prefix_missing", "no_capacity", "invalid", "failed", "no_token"]
@@ -31,6 +33,12 @@ class NewRequest:
     max_nodes: int  # draft nodes verified in one pass
     deadline_s: float | None
     leader: int | None = None  # a request with the same prompt: starts when that one has its first token, or is over
+
+    @property
+    def is_drawn_for(self) -> bool:
+        """Whether its acceptance rule asks for nodes that are drawn from a law."""
+        is_sampled = self.opening.sampling.temperature > 0
+        return is_sampled and self.opening.acceptance_rule == ACCEPTANCE_RULE_REJECTION
 
     def may_use(self, drafter: str) -> bool:
         return self.speculates and (not self.drafters or drafter in self.drafters)
@@ -104,6 +112,7 @@ class PassDone:
 class DrafterUp:
     worker: str
     drafters: Sequence[str]
+    drawing: frozenset[str] = frozenset()  # those that draw their nodes where the rule asks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,7 @@ class DrafterDown:
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Nodes for a request's tree; the three lists have one length.
+    """Nodes for a request's tree; the lists have one length.
 
     `parents` are node numbers of the same order, 0 for the root.
     """
@@ -129,6 +138,7 @@ class Growth:
     scores: Sequence[float]
     is_done: bool
     is_prefix_missing: bool
+    laws: Sequence[DraftLaw | None] = ()  # empty: no node was drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +168,7 @@ class PlannedRow:
     tokens: Sequence[int]  # committed tokens from tokens_start on; short of committed_len: a prompt chunk
     node_tokens: Sequence[int]
     node_parents: Sequence[int]
+    laws: Sequence[DraftLaw | None] = ()  # of the nodes; empty: none was drawn
 
 
 @dataclass(frozen=True, slots=True)

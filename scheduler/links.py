@@ -193,7 +193,8 @@ class DrafterLink(Link):
         call = stub.Connect()
         self.state, self.detail = pb.WORKER_STATE_READY, ""
         log.info("drafter worker %s at %s is ready", description.name, self.address)
-        self._post(DrafterUp(self.address, [drafter.name for drafter in description.drafters]))
+        drawing = frozenset(drafter.name for drafter in description.drafters if drafter.draws)
+        self._post(DrafterUp(self.address, [drafter.name for drafter in description.drafters], drawing))
         try:
             await self._exchange(call, self._take)
         finally:

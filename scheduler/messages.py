@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from outrider.draft_law import pack_laws, unpack_laws
 from outrider.errors import InvalidRequest
 from outrider.packing import pack_i32, unpack_f32, unpack_i32
 from outrider.types import TokenLogprobs
@@ -69,10 +70,11 @@ def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Growth]:
         try:
             tokens, parents = unpack_i32(growth.tokens), unpack_i32(growth.parents)
             scores = unpack_f32(growth.scores) or [0.0] * len(tokens)
+            laws = unpack_laws(growth.laws, len(tokens)) if growth.HasField("laws") else []
         except InvalidRequest:
-            tokens, parents, scores = [], [], []
+            tokens, parents, scores, laws = [], [], [], []
         if not len(tokens) == len(parents) == len(scores):
-            tokens, parents, scores = [], [], []
+            tokens, parents, scores, laws = [], [], [], []
         yield Growth(
             worker=worker,
             drafter=growth.drafter,
@@ -85,6 +87,7 @@ def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Growth]:
             scores=scores,
             is_done=growth.is_done,
             is_prefix_missing=growth.is_prefix_missing,
+            laws=laws,
         )
 
 
@@ -96,6 +99,7 @@ def _row(row: PlannedRow) -> target_pb2.Row:
         tokens=TokenSpan(start=row.tokens_start, ids=pack_i32(row.tokens)),
         node_tokens=pack_i32(row.node_tokens),
         node_parents=pack_i32(row.node_parents),
+        laws=pack_laws(row.laws),
     )
 
 

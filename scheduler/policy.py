@@ -61,7 +61,8 @@ def plan_row(request: Request, room: int) -> PlannedRow:
     tokens = request.tokens[start : start + room]
     is_chunk = start + len(tokens) < request.committed_len
     num_nodes = 0 if is_chunk else min(request.new.max_nodes, room - max(len(tokens), 1))
-    node_tokens, node_parents = pack_nodes(select_nodes(request, num_nodes))
+    nodes = select_nodes(request, num_nodes)
+    node_tokens, node_parents = pack_nodes(nodes)
     return PlannedRow(
         request=request.number,
         epoch=request.target.epoch,
@@ -71,13 +72,15 @@ def plan_row(request: Request, room: int) -> PlannedRow:
         tokens=tokens,
         node_tokens=node_tokens,
         node_parents=node_parents,
+        laws=[node.law for node in nodes] if request.new.is_drawn_for else (),
     )
 
 
 def select_nodes(request: Request, max_nodes: int) -> Sequence[Node]:
     """The first `max_nodes` nodes of the tree, breadth first: always a connected subtree.
 
-    The last token of an answer is the target's own, so a node that deep could never be committed.
+    The last token of an answer is the target's own, so a node that deep could never be committed. Which nodes are
+    taken does not depend on their tokens: under the rejection rule that would bend the law of the answer.
     """
     depth_of_use = request.new.max_tokens - request.num_completion_tokens - 1
     within = (node for node in request.tree if node.depth <= depth_of_use)

@@ -98,9 +98,16 @@ class Request:
         num_accepted = min(len(kept), len(walked) - 1)
         self._count(kept[:num_accepted])
         self.tokens.extend(kept)
-        self.tree.advance(kept)
+        self._move_root(kept)
         sources: list[TokenSource] = ["draft" if i < num_accepted else "target" for i in range(len(kept))]
         return Commit(kept, sources, reason, end_token_id)
+
+    def _move_root(self, committed: Sequence[int]) -> None:
+        """What was drawn is used up: the verdict depended on it, also on what it did not come to."""
+        if self.new.is_drawn_for:
+            self.tree.clear()
+        else:
+            self.tree.advance(committed)
 
     def _count(self, accepted: Sequence[int]) -> None:
         self.stats.num_passes += 1

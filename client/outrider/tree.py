@@ -6,9 +6,10 @@ the target walks it. The root is the last committed token and is not itself a no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
 
 ROOT = -1  # as a parent: the last committed token
@@ -34,6 +35,7 @@ class Node:
     depth: int  # tokens after the root: 1 for the root's children
     score: float  # the drafter's score; higher is likelier
     sources: list[str]  # names of the drafters that proposed it, the first one first
+    law: DraftLaw | None = None  # that it and its later siblings were drawn from, if it is the first of them
     children: dict[int, Node] = field(default_factory=dict)  # by token
 
 
@@ -52,13 +54,15 @@ class DraftTree:
         return self._num_nodes
 
     def __iter__(self) -> Iterator[Node]:
-        """All nodes, parents before children, breadth first."""
+        """All nodes, parents before children, breadth first; siblings in the order in which they were added."""
         level = list(self._children.values())
         while level:
             yield from level
             level = [child for node in level for child in node.children.values()]
 
-    def add(self, parent: Node | None, token: int, source: str, score: float = 0.0) -> Node:
+    def add(
+        self, parent: Node | None, token: int, source: str, score: float = 0.0, law: DraftLaw | None = None
+    ) -> Node:
         """The node for `token` under `parent` (None: the root), made if it is not there.
 
         `parent` must still be in the tree: after an `advance`, ask `find` for it again.
@@ -66,12 +70,16 @@ class DraftTree:
         siblings = self._children if parent is None else parent.children
         node = siblings.get(token)
         if node is None:
-            node = Node(token, parent, 1 if parent is None else parent.depth + 1, score, [source])
+            node = Node(token, parent, 1 if parent is None else parent.depth + 1, score, [source], law)
             siblings[token] = node
             self._num_nodes += 1
         elif source not in node.sources:
             node.sources.append(source)
         return node
+
+    def children(self, parent: Node | None) -> Mapping[int, Node]:
+        """By token, in the order in which they were added; None: of the root."""
+        return self._children if parent is None else parent.children
 
     def find(self, path: Sequence[int]) -> Node | None:
         """The node at the end of `path`, tokens from the root's child on; None where it is not there."""

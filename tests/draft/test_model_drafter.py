@@ -53,6 +53,7 @@ def draft(drafter: ModelDrafter) -> dict[int, NewNodes]:
                 [*so_far.parents, *new.parents],
                 [*so_far.scores, *new.scores],
                 new.is_done,
+                [*so_far.laws, *new.laws],
             )
     assert all(nodes.is_done for nodes in found.values())
     return found

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from outrider.draft_law import DraftLaw
 from outrider.tree import ROOT
-from workers.target.rules.laws import Array, DraftLaw
+from workers.target.rules.laws import Array
 
 Model = Callable[[Sequence[int]], Array]  # path behind the root -> [vocab] of Fractions
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from outrider.draft_law import DraftLaw
 from tests.rules.models import path_of
 from tests.statistics import chi_square_p_value
 from workers.choice.choose import laws
@@ -24,7 +25,7 @@ from workers.choice.paths import Paths
 from workers.choice.penalties import edit
 from workers.target.rules.block import walk_by_blocks
 from workers.target.rules.draws import StreamDraws
-from workers.target.rules.laws import Array, DraftLaw
+from workers.target.rules.laws import Array
 from workers.target.rules.rejection import walk_by_rejection
 from workers.target.rules.typical import DELTA, EPSILON, threshold, walk_if_typical
 from workers.target.verdicts import Draft, Verdict, verdicts
@@ -165,11 +166,7 @@ def test_typical_does_not_give_the_targets_law_and_so_is_called_lossy() -> None:
 
 def without_unlikely_nodes(draft: Draft) -> Draft:
     """Truncation after seeing the token: a drawn node with a low probability is left out of the row."""
-    kept = [
-        i
-        for i, law in enumerate(draft.drawn_from)
-        if law.probabilities[law.ids.index(draft.paths.node_tokens[i])] > 0.15
-    ]
+    kept = [i for i, law in enumerate(draft.drawn_from) if law.probability(draft.paths.node_tokens[i]) > 0.15]
     kept = [i for i in kept if draft.paths.node_parents[i] == -1]
     tokens = [draft.paths.node_tokens[i] for i in kept]
     paths = Paths(draft.paths.committed, tokens, [-1] * len(kept))

@@ -83,9 +83,10 @@ def uniform(
     *,
     index: int,  # of several numbers at one position
     stream: int,
+    salt: int = 0,  # below 2**32; independent numbers for another use of the same stream
 ) -> float:
     """One number from [0, 1), a multiple of 2**-53, for a decision that needs no vector."""
-    words = _rounds((index, position, stream, 0), (seed & _MASK, seed >> 32))
+    words = _rounds((index, position, stream, salt), (seed & _MASK, seed >> 32))
     return float((words[0] << 21) | (words[1] >> 11)) * 2.0**-53
 
 

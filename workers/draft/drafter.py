@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
 from outrider.v1 import worker_pb2
 from workers.choice.params import ChoiceParams
@@ -33,6 +34,7 @@ class NewNodes:
     parents: Sequence[int]  # [num_nodes]; counted from the request's `begin` on, over all steps; -1 is the root
     scores: Sequence[float]  # [num_nodes]; higher is likelier
     is_done: bool  # no more will come for this root
+    laws: Sequence[DraftLaw | None] = ()  # [num_nodes], of nodes that were drawn; see SparseLaws in worker.proto
 
 
 class Drafter(Protocol):
@@ -45,6 +47,7 @@ class Drafter(Protocol):
     model: str  # empty for drafters without one
     vocabulary: worker_pb2.Vocabulary  # empty: it drafts by id alone
     max_context: int  # 0: no limit
+    draws: bool  # whether, under the rejection rule, it draws its nodes and sends their laws
 
     def open(self, key: int, params: ChoiceParams) -> None:
         """Begin a request without tokens. `params` are what the target chooses with, seed included."""

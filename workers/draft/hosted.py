@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
+from outrider.draft_law import pack_laws
 from outrider.errors import InvalidRequest
 from outrider.packing import pack_f32, pack_i32, unpack_i32
 from outrider.tree import ROOT
@@ -175,6 +176,7 @@ class Hosted:
             parents=pack_i32(parents),
             scores=pack_f32(nodes.scores),
             is_done=nodes.is_done,
+            laws=pack_laws(nodes.laws),
         )
 
     def _close(self, stream: Stream, number: int) -> None:

@@ -1,13 +1,15 @@
 """A small model of the target's family that runs ahead: a chain of its own choices, with the target's noise.
 
 The drafter makes each choice as the target would: same processing, same noise at the same absolute position. So
-it guesses the target's sample, and not only its mode (coupling without communication, arXiv 2408.07978).
+it guesses the target's sample, and not only its mode (coupling without communication, arXiv 2408.07978). Under the
+rejection rule it draws from its own law instead (drawing.py).
 
     committed tokens                  chain
     0 ................ root           drafted, below the root
     |---------- num_cached ----------|x      all but the last token, at least, once a step has run
 
 A verdict that agrees with the chain moves the border between the two to the right, and nothing is computed again.
+What was drawn is never kept across a verdict: that verdict depended on it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
 from outrider.v1 import worker_pb2
 from workers.choice.choose import noisy_scores
@@ -27,6 +30,7 @@ from workers.choice.params import ChoiceParams
 from workers.choice.paths import Paths
 from workers.choice.penalties import edit
 from workers.draft.drafter import NewNodes, Resources
+from workers.draft.drawing import draw, is_drawn, law_to_draw_from
 from workers.engine.batch import Row
 from workers.engine.checkpoint import prepare_checkpoint
 from workers.engine.device import resolve_device, set_num_threads
@@ -64,6 +68,7 @@ class _Request:
     committed: list[int] = field(default_factory=list)
     chain: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)  # [len(chain)]
+    laws: list[DraftLaw] = field(default_factory=list)  # [len(chain)] where the chain is drawn, otherwise empty
     max_nodes: int = 0
     num_told: int = 0  # nodes of the chain that the caller has been given since `begin`
     is_live: bool = False
@@ -79,6 +84,7 @@ class ModelDrafter:
     """Drafts one node a step for every live request, in one forward."""
 
     kind = "model"
+    draws = True
 
     def __init__(self, engine: Engine, vocabulary: worker_pb2.Vocabulary, noise: NoiseCache) -> None:
         self.model = engine.spec.name
@@ -95,10 +101,11 @@ class ModelDrafter:
     def extend(self, key: int, tokens: Sequence[int]) -> None:
         request = self._requests[key]
         num_agreeing = common_len(tokens, request.chain)
-        survives = num_agreeing == len(tokens)
+        survives = num_agreeing == len(tokens) and not is_drawn(request.params)
         self._truncate(key, len(request.committed) + (len(request.chain) if survives else num_agreeing))
         request.chain = request.chain[num_agreeing:] if survives else []
         request.scores = request.scores[num_agreeing:] if survives else []
+        request.laws = []
         request.committed += tokens
         request.largest_token = max(request.largest_token, *tokens, -1)
         request.is_live = False  # what it was drafting for is no root any more
@@ -172,19 +179,42 @@ class ModelDrafter:
     ) -> None:
         text = [*request.committed, *request.chain]
         edit(logits, request.params, Paths(text))
-        scores = noisy_scores(logits, [len(text)], [request.params], noise=self._noise)
-        best, second = scores[0].topk(2).values.tolist()
-        if not math.isfinite(best):
+        if not math.isfinite(float(logits.amax())):
             _log.warning("%s drafts nothing for a request: NaN, or no token left to choose", self.model)
             request.is_live = False
             return
-        request.chain.append(int(scores.argmax()))
-        request.scores.append(min(best - second, MAX_GAP))
+        if is_drawn(request.params):
+            _draw(request, logits[0])
+        else:
+            self._guess(request, logits)
         if self._is_finished(request):
             request.is_live = False
 
+    def _guess(
+        self,
+        request: _Request,
+        logits: Tensor,  # [1, vocab] f32, edited
+    ) -> None:
+        position = len(request.committed) + len(request.chain)
+        scores = noisy_scores(logits, [position], [request.params], noise=self._noise)
+        best, second = scores[0].topk(2).values.tolist()
+        request.chain.append(int(scores.argmax()))
+        request.scores.append(min(best - second, MAX_GAP))
+
     def _truncate(self, key: int, num_tokens: int) -> None:
         self._engine.truncate(key, min(num_tokens, self._engine.num_cached(key)))
+
+
+def _draw(
+    request: _Request,
+    logits: Tensor,  # [vocab] f32, edited
+) -> None:
+    root_len = len(request.committed)
+    law = law_to_draw_from(logits, request.params)
+    token = draw(law, request.params.seed, root_len + len(request.chain), root_len)
+    request.chain.append(token)
+    request.scores.append(math.log(law.probability(token)))
+    request.laws.append(law)
 
 
 def _tell(key: int, request: _Request) -> NewNodes | None:
@@ -199,4 +229,5 @@ def _tell(key: int, request: _Request) -> NewNodes | None:
         parents=list(range(first - 1, end - 1)),
         scores=request.scores[first:end],
         is_done=not request.is_live,
+        laws=request.laws[first:end],
     )

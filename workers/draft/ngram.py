@@ -74,6 +74,7 @@ class NgramDrafter:
     model = ""
     vocabulary = worker_pb2.Vocabulary()
     max_context = 0
+    draws = False
 
     def __init__(self) -> None:
         self._texts: dict[int, _Text] = {}

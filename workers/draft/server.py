@@ -140,6 +140,7 @@ class _Servicer(drafter_pb2_grpc.DrafterServicer):
                 model=each.drafter.model,
                 vocabulary=each.drafter.vocabulary,
                 max_context=each.drafter.max_context,
+                draws=each.drafter.draws,
             )
             for each in self._hosted.values()
         ]

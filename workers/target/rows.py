@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
 from outrider.packing import unpack_i32
 from outrider.tree import ROOT, check_parents
 from outrider.v1 import target_pb2
 from workers.choice.params import ChoiceParams, check_tokens, choice_params
-from workers.target.rules.laws import DraftLaw, parse_laws
+from workers.target.rules.laws import laws_of_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def parse_row(row: target_pb2.Row, *, vocab_size: int, max_context: int) -> Pars
         tokens=tokens,
         node_tokens=node_tokens,
         node_parents=node_parents,
-        drawn_from=parse_laws(row.laws, node_tokens, node_parents, vocab_size),
+        drawn_from=laws_of_nodes(row.laws, node_tokens, node_parents, vocab_size),
     )
 
 

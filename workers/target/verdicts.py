@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest, NoTokenLeft, OutriderError
 from workers.choice.choose import UNUSABLE, Noise, choose, laws
 from workers.choice.errors import UnusableLogits
@@ -18,7 +19,6 @@ from workers.choice.paths import Paths
 from workers.choice.penalties import edit
 from workers.target.rules.block import is_chain, walk_by_blocks
 from workers.target.rules.draws import StreamDraws
-from workers.target.rules.laws import DraftLaw
 from workers.target.rules.rejection import walk_by_rejection
 from workers.target.rules.typical import walk_if_typical
 from workers.target.walk import Walk, check_choice, walk

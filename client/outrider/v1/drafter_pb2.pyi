@@ -18,18 +18,20 @@ class DrafterWorkerDescription(_message.Message):
     def __init__(self, name: _Optional[str] = ..., drafters: _Optional[_Iterable[_Union[DrafterDescription, _Mapping]]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class DrafterDescription(_message.Message):
-    __slots__ = ("name", "kind", "model", "vocabulary", "max_context")
+    __slots__ = ("name", "kind", "model", "vocabulary", "max_context", "draws")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    DRAWS_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     model: str
     vocabulary: _worker_pb2.Vocabulary
     max_context: int
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., vocabulary: _Optional[_Union[_worker_pb2.Vocabulary, _Mapping]] = ..., max_context: _Optional[int] = ...) -> None: ...
+    draws: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., vocabulary: _Optional[_Union[_worker_pb2.Vocabulary, _Mapping]] = ..., max_context: _Optional[int] = ..., draws: _Optional[bool] = ...) -> None: ...
 
 class DrafterCommand(_message.Message):
     __slots__ = ("orders", "release")

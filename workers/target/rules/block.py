@@ -17,8 +17,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from outrider.draft_law import DraftLaw
 from workers.target.rules.draws import Draws
-from workers.target.rules.laws import Array, DraftLaw
+from workers.target.rules.laws import Array, dense
 from workers.target.walk import Walk
 
 
@@ -39,8 +40,7 @@ def walk_by_blocks(
     num_taken, rest = 0, _rest(laws, drawn_from, 0, 1, len(tokens))
     weight = 1
     for i, token in enumerate(tokens, 1):
-        law = drawn_from[i - 1]
-        weight = min(1, weight * laws[i - 1][token] / law.probabilities[law.ids.index(token)])
+        weight = min(1, weight * laws[i - 1][token] / drawn_from[i - 1].probability(token))
         rest_here = _rest(laws, drawn_from, i, weight, len(tokens))
         mass = rest_here.sum()
         # 0 / 0: both laws are the same, up to rounding, so the next node is taken as surely as this one.
@@ -59,5 +59,5 @@ def _rest(laws: Array, drawn_from: Sequence[DraftLaw], i: int, weight: float, nu
     of_target: Array = laws[i]
     if i == num_nodes:
         return of_target
-    rest: Array = np.maximum(weight * of_target - drawn_from[i].dense(of_target), 0)
+    rest: Array = np.maximum(weight * of_target - dense(drawn_from[i], of_target), 0)
     return rest

@@ -13,9 +13,10 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from outrider.draft_law import DraftLaw
 from outrider.tree import ROOT, check_parents
 from workers.target.rules.draws import Draws
-from workers.target.rules.laws import Array, DraftLaw
+from workers.target.rules.laws import Array, dense
 from workers.target.walk import Walk
 
 
@@ -36,7 +37,7 @@ def walk_by_rejection(
         residual = laws[here + 1]
         accepted = None
         for node in (node for node, parent in enumerate(parents) if parent == here):
-            law = drawn_from[node].dense(residual)
+            law = dense(drawn_from[node], residual)
             share = residual[tokens[node]] / law[tokens[node]]
             rest = np.maximum(residual - law, 0)
             # A rest of 0: both laws are the same, up to rounding, and rejecting has probability 0.
