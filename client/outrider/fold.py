@@ -51,6 +51,7 @@ class Fold:
             model=started.model,
             seed=started.seed,
             token_ids=tuple(token.id for token in self._tokens),
+            texts=tuple(token.text for token in self._tokens),
             sources=tuple(token.source for token in self._tokens),
             text="".join(token.text for token in self._tokens),
             logprobs=_logprobs_of(self._tokens),
