@@ -64,7 +64,9 @@ class Fold:
 
 def _logprobs_of(tokens: Sequence[Token]) -> tuple[TokenLogprobs, ...] | None:
     entries = tuple(token.logprobs for token in tokens if token.logprobs is not None)
-    return entries if len(entries) == len(tokens) and entries else None
+    if entries and len(entries) < len(tokens):
+        raise InternalError(f"the server sent log-probabilities of {len(entries)} among {len(tokens)} tokens")
+    return entries or None
 
 
 class Folds:

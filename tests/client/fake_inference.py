@@ -162,6 +162,7 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
         self.script: Script = whole_answer
         self.info_refusal: grpc.StatusCode | None = None
         self.calls: list[Call] = []
+        self.has_call = threading.Event()
         self.client_left = threading.Event()  # before the script came to its end, or its deadline passed
 
     @property
@@ -173,6 +174,7 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
     ) -> Iterator[pb.GenerateResponse]:
         call = Call(request, context, attempt=len(self.calls) + 1)
         self.calls.append(call)
+        self.has_call.set()
 
         def end() -> None:
             call.gone.set()
