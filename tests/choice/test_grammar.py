@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from outrider.errors import InvalidRequest, Unsupported
+from outrider.errors import InvalidRequest, NoTokenLeft, Unsupported
 from outrider.v1 import inference_pb2 as pb
 from scheduler.constraints import grammar_of
 from tests.schemas import is_valid, random_schema
@@ -122,6 +122,24 @@ def test_a_dead_end_and_what_is_behind_it_are_false_throughout(grammars: Grammar
 
     assert not masks[1:].any()
     assert masks[0].any()
+
+
+def test_a_draft_on_which_the_parser_gives_up_is_a_dead_end_and_the_request_goes_on(
+    grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    too_many = " | ".join(f'"c{number}"' for number in range(2_500))
+    grammar = grammar_of(pb.SamplingParams(grammar=f'start: "a" | "b" ({too_many})'))
+    a, b, c = (tokenizer.token_to_id(letter) for letter in "abc")
+    with pytest.raises(NoTokenLeft, match="can't be followed any further"):
+        grammars.open(grammar).masks([b], [], [])
+    state = grammars.open(grammar)
+
+    masks = state.masks([], [b, c, a, b], [-1, 0, -1, 2])
+
+    assert masks[0, [a, b]].all()
+    assert not masks[[1, 2, 4]].any()
+    assert masks[3].nonzero()[0].tolist() == [END], "the parser has come back to where it was"
+    assert state.masks([a], [], [])[0].nonzero()[0].tolist() == [END]
 
 
 def test_choices_are_written_letter_by_letter(grammars: Grammars, tokenizer: Tokenizer) -> None:
