@@ -43,9 +43,10 @@ def opening_of(
 
 
 def spellings(words: Sequence[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """The words as tokens: each as it stands at the beginning of a text and behind a space.
+    """The words as tokens: each as it stands at the beginning of a text and behind a space. Blanks only as they stand.
 
     Other ways to write the same letters, with tokens that the tokenizer would not use for them, are not among these.
     """
-    written = [tokenizer.encode_word(form) for word in words for form in (word, f" {word.lstrip()}")]
+    forms = [form for word in words for form in ((word,) if word.isspace() else (word, f" {word.lstrip()}"))]
+    written = [tokenizer.encode_word(form) for form in forms]
     return sorted({tuple(ids) for ids in written if ids})

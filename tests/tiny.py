@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 END_TOKEN = 0
+NUM_LETTER_TOKENS = 257  # of save_letter_tokenizer
 
 
 def save_tiny_llama(
@@ -50,3 +51,12 @@ def save_tiny_llama(
         wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w0")  # type: ignore[no-untyped-call]
         wrapped.save_pretrained(folder)
     return folder
+
+
+def save_letter_tokenizer(folder: Path) -> None:
+    """Write a tokenizer with a token for each byte into `folder`: any text can be written with it, and by a grammar."""
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1)}
+    tokenizer = Tokenizer(models.BPE({"<end>": END_TOKEN, **letters}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)  # type: ignore[no-untyped-call]

@@ -51,6 +51,7 @@ class Fold:
             model=started.model,
             seed=started.seed,
             token_ids=tuple(token.id for token in self._tokens),
+            texts=tuple(token.text for token in self._tokens),
             sources=tuple(token.source for token in self._tokens),
             text="".join(token.text for token in self._tokens),
             logprobs=_logprobs_of(self._tokens),
@@ -63,7 +64,9 @@ class Fold:
 
 def _logprobs_of(tokens: Sequence[Token]) -> tuple[TokenLogprobs, ...] | None:
     entries = tuple(token.logprobs for token in tokens if token.logprobs is not None)
-    return entries if len(entries) == len(tokens) and entries else None
+    if entries and len(entries) < len(tokens):
+        raise InternalError(f"the server sent log-probabilities of {len(entries)} among {len(tokens)} tokens")
+    return entries or None
 
 
 class Folds:

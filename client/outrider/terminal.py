@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import typer
@@ -10,10 +11,11 @@ from rich.color import ColorSystem
 from rich.console import Console
 from rich.style import Style
 from rich.table import Table
+from rich.text import Text
 
 from outrider.client import Generation
 from outrider.errors import DeadlineExceeded, InternalError, OutriderError, Overloaded, ServerUnavailable
-from outrider.types import Answer, ModelInfo, ServerInfo, WorkerInfo
+from outrider.types import Answer, ModelInfo, ServerInfo, Token, WorkerInfo
 
 # Sent to a terminal, control characters in a model's text could move the cursor or retitle the window.
 _CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -24,35 +26,54 @@ _NOT_REACHED = ("failed to connect to all addresses", "DNS resolution failed")
 
 def show_answer(generation: Generation, *, as_json: bool) -> Answer:
     """Shows the answer while it comes, and returns it."""
-    return _show_json(generation) if as_json else _show_text(generation)
+    if as_json:
+        _show_events(generation)
+    else:
+        _show_text(generation)
+        _show_notes(generation.answer)
+    return generation.answer
 
 
-def _show_json(generation: Generation) -> Answer:
+def show_answers(answers: Sequence[Answer], *, as_json: bool) -> None:
+    """Shows several answers to one prompt, one after another: as JSON the last event of each, otherwise its text."""
+    for index, answer in enumerate(answers):
+        if as_json:
+            show_object({"event": "finished", "index": index, **asdict(answer)})
+        else:
+            typer.echo(f"── {index + 1} of {len(answers)} · seed {answer.seed} ──")
+            _show_text(answer.tokens)
+            _show_notes(answer)
+
+
+def _show_events(generation: Generation) -> None:
     chunks = generation.chunks()
     next(chunks, None)  # the server's first message, after which the start is known
     if generation.started is not None:
         show_object({"event": "started", **asdict(generation.started)})
     for chunk in chunks:
         if chunk:
-            show_object(
-                {
-                    "event": "tokens",
-                    "ids": [token.id for token in chunk],
-                    "texts": [token.text for token in chunk],
-                    "sources": [token.source for token in chunk],
-                }
-            )
+            show_object(_tokens_event(chunk))
     show_object({"event": "finished", **asdict(generation.answer)})
-    return generation.answer
 
 
-def _show_text(generation: Generation) -> Answer:
+def _tokens_event(chunk: Sequence[Token]) -> dict[str, object]:
+    event: dict[str, object] = {
+        "event": "tokens",
+        "ids": [token.id for token in chunk],
+        "texts": [token.text for token in chunk],
+        "sources": [token.source for token in chunk],
+    }
+    logprobs = [asdict(token.logprobs) for token in chunk if token.logprobs is not None]
+    return {**event, "logprobs": logprobs} if logprobs else event
+
+
+def _show_text(tokens: Iterable[Token]) -> None:
     """Drafted tokens are green, the target's own are not. Elsewhere than in a terminal: the text and nothing else."""
     screen = Console()
     has_colour = screen.is_terminal and screen.color_system is not None and not screen.no_color
     drafted = Style(color="green") if has_colour else Style.null()
     last = ""
-    for token in generation:
+    for token in tokens:
         text = token.text.translate(_CONTROL_CHARACTERS) if screen.is_terminal else token.text
         if text:
             last = text
@@ -60,10 +81,30 @@ def _show_text(generation: Generation) -> Answer:
             typer.echo(style.render(text, color_system=ColorSystem.STANDARD), nl=False)
     if not last.endswith("\n"):
         typer.echo()
+
+
+def _show_notes(answer: Answer) -> None:
+    """On stderr: log-probabilities where they were asked for, and in a terminal a summary."""
     errors = Console(stderr=True)
+    if answer.logprobs is not None:
+        errors.print(_logprobs(answer.tokens))
     if errors.is_terminal:
-        errors.print(summary(generation.answer), style="dim", highlight=False, soft_wrap=True)
-    return generation.answer
+        errors.print(summary(answer), style="dim", highlight=False, soft_wrap=True)
+
+
+def _logprobs(tokens: Iterable[Token]) -> Table:
+    table = Table("token", "id", "logprob", "source", "likeliest: id logprob", box=None, pad_edge=False)
+    for token in tokens:
+        if token.logprobs is not None:
+            top = zip(token.logprobs.top_ids, token.logprobs.top_logprobs, strict=True)
+            table.add_row(
+                Text(repr(token.text)),  # repr leaves no control character, Text no markup
+                str(token.id),
+                f"{token.logprobs.logprob:.3f}",
+                token.source,
+                "  ".join(f"{token_id} {logprob:.3f}" for token_id, logprob in top),
+            )
+    return table
 
 
 def summary(answer: Answer) -> str:
@@ -72,7 +113,7 @@ def summary(answer: Answer) -> str:
     drafted = answer.sources.count("draft") / num_tokens if num_tokens else 0.0
     return (
         f"{num_tokens} tokens · {answer.tokens_per_pass:.2f} a pass · {tokens_per_s:.1f} a second"
-        f" · {drafted:.0%} drafted · seed {answer.seed}"
+        f" · {drafted:.0%} drafted · seed {answer.seed}" + (" · lossy" if answer.speculation.is_lossy else "")
     )
 
 

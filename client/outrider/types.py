@@ -126,19 +126,26 @@ class SpeculationStats:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished answer."""
+    """A finished answer. The tuples are parallel, one entry a token."""
 
     request_id: str
     model: str
     seed: int
     token_ids: tuple[int, ...]
+    texts: tuple[str, ...]
     sources: tuple[TokenSource, ...]
-    text: str
-    logprobs: tuple[TokenLogprobs, ...] | None  # one a token; None unless SamplingParams.logprobs asked for them
+    text: str  # the texts, joined
+    logprobs: tuple[TokenLogprobs, ...] | None  # None unless SamplingParams.logprobs asked for them
     finish_reason: FinishReason
     matched_stop: str
     usage: Usage
     speculation: SpeculationStats
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The answer token by token, as it was streamed."""
+        logprobs = self.logprobs or (None,) * len(self.token_ids)
+        return tuple(map(Token, self.token_ids, self.texts, self.sources, logprobs))
 
     @property
     def tokens_per_pass(self) -> float:

@@ -6,14 +6,14 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
-from outrider.errors import InvalidRequest, Unsupported
+from outrider.errors import InvalidRequest, NoTokenLeft, Unsupported
 from outrider.v1 import inference_pb2 as pb
 from scheduler.constraints import grammar_of
+from tests.schemas import is_valid, random_schema
 from workers.choice.grammar import Grammars, GrammarState
 
 pytestmark = pytest.mark.model
@@ -31,61 +31,6 @@ def grammars(smollm2: Path) -> Grammars:
 @pytest.fixture(scope="module")
 def tokenizer(smollm2: Path) -> Tokenizer:
     return Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
-
-
-def random_schema(rng: random.Random, depth: int = 2) -> dict[str, Any]:
-    """Small enough for every answer to end soon."""
-    kinds = ["string", "integer", "boolean", "null", "enum"] + (["object", "array", "either"] if depth else [])
-    match rng.choice(kinds):
-        case "string":
-            return {"type": "string", "pattern": f"^[a-{rng.choice('cfz')}]{{1,{rng.randint(1, 4)}}}$"}
-        case "integer":
-            low = rng.randint(-50, 50)
-            return {"type": "integer", "minimum": low, "maximum": low + rng.randint(0, 200)}
-        case "enum":
-            return {"enum": rng.sample(["red", "grün", 'a "b"', 1, 2.5, None, True], rng.randint(1, 4))}
-        case "object":
-            properties = {name: random_schema(rng, depth - 1) for name in rng.sample("abcd", rng.randint(0, 3))}
-            schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
-            return schema | {"required": sorted(properties)}
-        case "array":
-            low = rng.randint(0, 2)
-            items = random_schema(rng, depth - 1)
-            return {"type": "array", "items": items, "minItems": low, "maxItems": low + rng.randint(0, 2)}
-        case "either":
-            return {"anyOf": [random_schema(rng, 0), random_schema(rng, 0)]}
-        case kind:
-            return {"type": kind}
-
-
-def is_valid(value: object, schema: dict[str, Any]) -> bool:
-    """Of exactly what `random_schema` makes."""
-    if "anyOf" in schema:
-        return any(is_valid(value, each) for each in schema["anyOf"])
-    if "enum" in schema:
-        return any(value == each and type(value) is type(each) for each in schema["enum"])
-    match schema["type"]:
-        case "object":
-            properties = schema["properties"]
-            return (
-                isinstance(value, dict)
-                and set(value) == set(properties)
-                and all(is_valid(value[name], each) for name, each in properties.items())
-            )
-        case "array":
-            return (
-                isinstance(value, list)
-                and schema["minItems"] <= len(value) <= schema["maxItems"]
-                and all(is_valid(each, schema["items"]) for each in value)
-            )
-        case "string":
-            last, longest = schema["pattern"][4], int(schema["pattern"].rstrip("}$").rpartition(",")[2])
-            return isinstance(value, str) and 1 <= len(value) <= longest and all("a" <= c <= last for c in value)
-        case "integer":
-            return type(value) is int and schema["minimum"] <= value <= schema["maximum"]
-        case "boolean":
-            return isinstance(value, bool)
-    return value is None
 
 
 def choice(allowed: Sequence[int], path: Sequence[int], seed: int) -> int:
@@ -177,6 +122,24 @@ def test_a_dead_end_and_what_is_behind_it_are_false_throughout(grammars: Grammar
 
     assert not masks[1:].any()
     assert masks[0].any()
+
+
+def test_a_draft_on_which_the_parser_gives_up_is_a_dead_end_and_the_request_goes_on(
+    grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    too_many = " | ".join(f'"c{number}"' for number in range(2_500))
+    grammar = grammar_of(pb.SamplingParams(grammar=f'start: "a" | "b" ({too_many})'))
+    a, b, c = (tokenizer.token_to_id(letter) for letter in "abc")
+    with pytest.raises(NoTokenLeft, match="can't be followed any further"):
+        grammars.open(grammar).masks([b], [], [])
+    state = grammars.open(grammar)
+
+    masks = state.masks([], [b, c, a, b], [-1, 0, -1, 2])
+
+    assert masks[0, [a, b]].all()
+    assert not masks[[1, 2, 4]].any()
+    assert masks[3].nonzero()[0].tolist() == [END], "the parser has come back to where it was"
+    assert state.masks([a], [], [])[0].nonzero()[0].tolist() == [END]
 
 
 def test_choices_are_written_letter_by_letter(grammars: Grammars, tokenizer: Tokenizer) -> None:

@@ -61,23 +61,40 @@ class Call:
 Script = Callable[[Call], Iterator[pb.GenerateResponse]]
 
 
-def started(call: Call) -> pb.GenerateResponse:
+def started(call: Call, index: int = 0) -> pb.GenerateResponse:
     seed = call.request.sampling.seed if call.request.sampling.HasField("seed") else DRAWN_SEED
-    request_id = call.request.request_id or "drawn"
-    return pb.GenerateResponse(started=pb.Started(request_id=request_id, model="tiny", seed=seed, num_prompt_tokens=7))
+    message = pb.Started(
+        request_id=call.request.request_id or "drawn", model="tiny", seed=seed + index, num_prompt_tokens=7
+    )
+    return pb.GenerateResponse(index=index, started=message)
 
 
-def tokens(chunk: Sequence[tuple[int, str, pb.TokenSource]]) -> pb.GenerateResponse:
+def tokens(
+    chunk: Sequence[tuple[int, str, pb.TokenSource]], index: int = 0, num_top: int | None = None
+) -> pb.GenerateResponse:
+    """With log-probabilities where num_top is a number."""
     return pb.GenerateResponse(
+        index=index,
         tokens=pb.Tokens(
             ids=[token_id for token_id, _, _ in chunk],
             texts=[text for _, text, _ in chunk],
             sources=[source for _, _, source in chunk],
-        )
+            logprobs=[] if num_top is None else [logprobs_of(token_id, num_top) for token_id, _, _ in chunk],
+        ),
     )
 
 
-def finished(num_completion_tokens: int = len(TOKEN_IDS)) -> pb.GenerateResponse:
+def logprobs_of(token_id: int, num_top: int) -> pb.TokenLogprobs:
+    """The token itself is the likeliest, the ids after it are less and less so. All are floats to the last bit."""
+    top_logprobs = [-0.25 - 0.5 * rank for rank in range(num_top)]
+    return pb.TokenLogprobs(
+        logprob=-0.25, top_ids=[token_id + rank for rank in range(num_top)], top_logprobs=top_logprobs
+    )
+
+
+def finished(
+    num_completion_tokens: int = len(TOKEN_IDS), index: int = 0, rule: pb.AcceptanceRule = pb.ACCEPTANCE_RULE_COUPLED
+) -> pb.GenerateResponse:
     usage = pb.Usage(
         num_prompt_tokens=7,
         num_cached_prompt_tokens=4,
@@ -88,22 +105,27 @@ def finished(num_completion_tokens: int = len(TOKEN_IDS)) -> pb.GenerateResponse
     )
     speculation = pb.SpeculationStats(
         mode=pb.SPECULATION_MODE_AUTO,
-        acceptance_rule=pb.ACCEPTANCE_RULE_COUPLED,
+        acceptance_rule=rule,
+        is_lossy=rule == pb.ACCEPTANCE_RULE_TYPICAL,
         num_passes=3,
         num_drafted_nodes=8,
         num_accepted_tokens=3,
         drafters=[pb.DrafterStats(name="ngram", num_drafted_nodes=8, num_accepted_tokens=3)],
     )
-    return pb.GenerateResponse(
-        finished=pb.Finished(reason=pb.FINISH_REASON_STOP, matched_stop="END", usage=usage, speculation=speculation)
-    )
+    message = pb.Finished(reason=pb.FINISH_REASON_STOP, matched_stop="END", usage=usage, speculation=speculation)
+    return pb.GenerateResponse(index=index, finished=message)
 
 
 def whole_answer(call: Call) -> Iterator[pb.GenerateResponse]:
-    yield started(call)
+    """As many answers as were asked for, all of the same tokens, pass by pass; with log-probabilities on request."""
+    sampling = call.request.sampling
+    indexes = range(sampling.n if sampling.HasField("n") else 1)
+    num_top = sampling.logprobs if sampling.HasField("logprobs") else None
+    rule = call.request.speculation.acceptance_rule or pb.ACCEPTANCE_RULE_COUPLED
+    yield from (started(call, index) for index in indexes)
     for chunk in CHUNKS:
-        yield tokens(chunk)
-    yield finished()
+        yield from (tokens(chunk, index, num_top) for index in reversed(indexes))
+    yield from (finished(index=index, rule=rule) for index in reversed(indexes))
 
 
 def truncated_answer(call: Call) -> Iterator[pb.GenerateResponse]:
@@ -140,6 +162,7 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
         self.script: Script = whole_answer
         self.info_refusal: grpc.StatusCode | None = None
         self.calls: list[Call] = []
+        self.has_call = threading.Event()
         self.client_left = threading.Event()  # before the script came to its end, or its deadline passed
 
     @property
@@ -151,6 +174,7 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
     ) -> Iterator[pb.GenerateResponse]:
         call = Call(request, context, attempt=len(self.calls) + 1)
         self.calls.append(call)
+        self.has_call.set()
 
         def end() -> None:
             call.gone.set()

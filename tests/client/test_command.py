@@ -121,28 +121,6 @@ def test_a_models_control_characters_reach_a_file_but_no_terminal(server: str, f
     assert json.loads(done.stdout.splitlines()[-1])["text"] == nasty
 
 
-def test_every_flag_reaches_the_request(server: str, fake: FakeInference) -> None:
-    arguments = (
-        "--max-tokens 5 --temperature 0 --seed 18446744073709551615 --top-p 0.5 --top-k 3 --stop END --stop STOP"
-        " --speculation off --drafter ngram --drafter small"
-    )
-    assert runner.invoke(app, ["generate", "Why?", "--server", server, *arguments.split()]).exit_code == 0
-    assert runner.invoke(app, ["chat", "-m", "Hi", "--server", server, *arguments.split()]).exit_code == 0
-    text, chat = fake.requests
-    assert text.sampling == chat.sampling
-    assert text.sampling == pb.SamplingParams(
-        max_tokens=5, temperature=0.0, seed=2**64 - 1, top_p=0.5, top_k=3, stop=["END", "STOP"]
-    )
-    assert text.speculation == chat.speculation
-    assert text.speculation == pb.SpeculationParams(mode=pb.SPECULATION_MODE_OFF, drafters=["ngram", "small"])
-
-
-def test_a_flag_that_is_not_given_stays_unset(server: str, fake: FakeInference) -> None:
-    assert runner.invoke(app, ["generate", "Why?", "--server", server]).exit_code == 0
-    assert fake.requests[0].sampling == pb.SamplingParams()
-    assert fake.requests[0].speculation == pb.SpeculationParams()
-
-
 def test_the_server_may_come_from_the_environment(server: str) -> None:
     assert runner.invoke(app, ["generate", "Why?"], env={"OUTRIDER_SERVER": server}).stdout == TEXT + "\n"
 

@@ -25,6 +25,8 @@ def test_a_whole_answer_is_folded_with_every_field() -> None:
     answer = fold_of(STARTED, *map(tokens, CHUNKS), finished()).end()
     assert (answer.request_id, answer.model, answer.seed) == ("r", "tiny", 7)
     assert (answer.token_ids, answer.text) == (TOKEN_IDS, TEXT)
+    assert answer.texts == ("The", " sky", " is", "", " été", ".")
+    assert answer.logprobs is None
     assert answer.sources == ("target", "draft", "draft", "target", "draft", "target")
     assert (answer.finish_reason, answer.matched_stop) == ("stop", "END")
     assert answer.usage == Usage(7, 4, 6, 0.25, 0.5, 2.0)
@@ -45,7 +47,27 @@ def test_add_returns_the_tokens_of_its_message_only() -> None:
 
 def test_an_answer_without_tokens_is_an_answer() -> None:
     answer = fold_of(STARTED, finished(0)).end()
-    assert (answer.text, answer.token_ids) == ("", ())
+    assert (answer.text, answer.token_ids, answer.tokens, answer.logprobs) == ("", (), (), None)
+
+
+@pytest.mark.parametrize("num_top", [None, 0, 2])
+def test_an_answers_tokens_are_those_that_were_streamed(num_top: int | None) -> None:
+    fold = fold_of(STARTED)
+    streamed = [token for chunk in CHUNKS for token in fold.add(tokens(chunk, num_top=num_top))]
+    fold.add(finished())
+    assert list(fold.end().tokens) == streamed
+
+
+def test_log_probabilities_are_parallel_to_the_tokens() -> None:
+    answer = fold_of(STARTED, *(tokens(chunk, num_top=2) for chunk in CHUNKS), finished()).end()
+    assert answer.logprobs is not None
+    assert [entry.top_ids for entry in answer.logprobs] == [(i, i + 1) for i in TOKEN_IDS]
+    assert {(entry.logprob, entry.top_logprobs) for entry in answer.logprobs} == {(-0.25, (-0.25, -0.75))}
+
+
+def test_log_probabilities_of_some_tokens_only_are_the_servers_fault() -> None:
+    with pytest.raises(InternalError, match="of 1 among 4 tokens"):
+        fold_of(STARTED, tokens(CHUNKS[0], num_top=1), tokens(CHUNKS[1]), finished())
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ PLAIN = Answer(
     model="m",
     seed=1,
     token_ids=(1, 2, 3, 4, 5),
+    texts=("one", " two", "", "", " three"),
     sources=("target",) * 5,
     text="one two three",
     logprobs=None,

@@ -63,6 +63,11 @@ def test_a_bad_word_is_sent_as_it_stands_at_the_beginning_and_behind_a_space(tok
     assert sorted(tokenizer.fast.decode(list(ids)) for ids in found) == [" rain", "rain"]
 
 
+@pytest.mark.parametrize("blank", ["\n", "\t", "  "])
+def test_to_ban_a_blank_bans_no_other_blank(blank: str, tokenizer: Tokenizer) -> None:
+    assert [tokenizer.fast.decode(list(ids)) for ids in spellings([blank], tokenizer)] == [blank]
+
+
 def test_the_first_answer_has_the_requests_seed_and_no_two_have_the_same() -> None:
     seeds = [answer_seed(seed, index) for seed in (0, 1, 2**64 - 1) for index in range(16)]
 

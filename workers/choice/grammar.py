@@ -55,6 +55,7 @@ class GrammarState:
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, ends: Collection[int]) -> None:
         self._matcher = matcher
+        self._unused = matcher.deep_copy()  # a matcher that gave up is of no more use
         self._vocab_size = vocab_size
         self._ends = ends
         self._consumed: list[int] = []
@@ -66,10 +67,10 @@ class GrammarState:
         node_parents: Sequence[int],  # [num_nodes]; -1 is the root, otherwise parents[i] < i
     ) -> npt.NDArray[np.bool_]:
         """Which tokens may come after the root, then after each node: [1 + num_nodes, vocab]. False throughout after
-        a node that may not come itself, or that ends the answer.
+        a node that may not come itself, that ends the answer, or where the parser gives up.
 
         Raises InvalidRequest where the committed tokens don't follow the grammar, NoTokenLeft where the parser gives
-        up: its limits bound the time and the memory that a grammar may take.
+        up on them: its limits bound the time and the memory that a grammar may take.
         """
         self._follow(completion)
         masks = np.zeros((1 + len(node_tokens), self._vocab_size), np.bool_)
@@ -87,25 +88,41 @@ class GrammarState:
             token = node_tokens[node]
             if token in self._ends or not masks[place, token]:
                 continue
-            self._consume(token)
-            masks[node + 1] = self._mask()
+            num_consumed = len(self._consumed)
+            try:
+                self._consume(token)
+                masks[node + 1] = self._mask()
+            except NoTokenLeft:
+                # Alone, the target may never come here: it is for the walk to find that no token is left.
+                self._start_again(self._consumed[:num_consumed])
+                continue
             self._descend(node + 1, masks, children, node_tokens)
-            self._matcher.rollback(1)
+            self._roll_back(1)
 
     def _follow(self, completion: Sequence[int]) -> None:
         num_common = common_len(self._consumed, completion)
-        if num_common < len(self._consumed):
-            self._matcher.rollback(len(self._consumed) - num_common)
-            del self._consumed[num_common:]
+        self._roll_back(len(self._consumed) - num_common)
         for token in completion[num_common:]:
             if self._matcher.validate_tokens([token]) == 0:
                 raise InvalidRequest.of("tokens", token, "the request's grammar does not allow it there")
             self._consume(token)
-            self._consumed.append(token)
 
     def _consume(self, token: int) -> None:
         if not self._matcher.consume_token(token):
             raise NoTokenLeft(f"the grammar can't be followed any further: {self._matcher.get_error()}")
+        self._consumed.append(token)
+
+    def _roll_back(self, num_tokens: int) -> None:
+        if num_tokens:
+            self._matcher.rollback(num_tokens)
+            del self._consumed[-num_tokens:]
+
+    def _start_again(self, path: Sequence[int]) -> None:
+        """Where `path` leads, with a parser that has not given up."""
+        self._matcher = self._unused.deep_copy()
+        self._consumed = []
+        for token in path:
+            self._consume(token)
 
     def _mask(self) -> npt.NDArray[np.bool_]:
         packed = self._matcher.compute_bitmask()
