@@ -1,0 +1,107 @@
+"""Answers with drafts follow the target's own law: a chi-square test over many seeds, by both lossless rules.
+
+The first token of an answer comes with the prompt's own pass and is never drafted. So what is tested is the first
+two tokens, and the first three, each as one outcome.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.conformance.asking import Asker, together
+from cluster.conformance.chi_square import chi_square_p_value
+from cluster.conformance.findings import Finding, Verdict
+from cluster.conformance.law import Context, TargetLaw, Tokens, ask_law, num_questions
+from outrider.types import AcceptanceRule, Answer, SamplingParams, Speculation
+
+LENGTHS = (2, 3)
+CASES: tuple[tuple[AcceptanceRule, float], ...] = (
+    ("coupled", 1.0),
+    ("coupled", 1.5),
+    ("rejection", 1.0),
+    ("rejection", 1.5),
+)
+ANSWERS_PER_CALL = 16
+# Far out, chi-square's tail is thinner than that of real counts. By simulation (20 million samples a case, 3 to 27
+# outcomes, each expected ten times or more, p-values of 1e-4 and 1e-5) at most by a factor of five.
+_TAIL_ERROR = 10
+_MIN_EXPECTED = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class LawCheck:
+    """`alpha`: the chance that a server which keeps the law fails any of these tests."""
+
+    num_answers: int  # of each case; a multiple of ANSWERS_PER_CALL
+    alpha: float
+    seed: int
+
+    @property
+    def alpha_of_each(self) -> float:
+        return self.alpha / (len(CASES) * len(LENGTHS) * _TAIL_ERROR)
+
+    @property
+    def num_questions(self) -> int:
+        return 1 + num_questions(max(LENGTHS))  # the context, and the law behind it
+
+    async def law(self, asker: Asker, context: Context) -> TargetLaw:
+        return await ask_law(asker, context, max(LENGTHS))
+
+    async def run(self, asker: Asker, law: TargetLaw, rule: AcceptanceRule, temperature: float) -> list[Finding]:
+        """One case. Raises OutriderError."""
+        calls = range(self.num_answers // ANSWERS_PER_CALL)
+        batches = await together(self._ask(asker, law.context, rule, temperature, call) for call in calls)
+        answers = [answer for batch in batches for answer in batch]
+        return [self._finding(law, answers, rule, temperature, length) for length in LENGTHS]
+
+    async def _ask(
+        self, asker: Asker, context: Context, rule: AcceptanceRule, temperature: float, call: int
+    ) -> list[Answer]:
+        sampling = SamplingParams(
+            temperature=temperature,
+            seed=self.seed + call,
+            n=ANSWERS_PER_CALL,
+            allowed_token_ids=context.allowed,
+            max_tokens=max(LENGTHS) + 1,  # an answer's last token is never drafted
+        )
+        return await asker.ask(context.prompt, sampling, Speculation(mode="auto", acceptance_rule=rule))
+
+    def _finding(
+        self, law: TargetLaw, answers: Sequence[Answer], rule: AcceptanceRule, temperature: float, length: int
+    ) -> Finding:
+        expected = law.of_sequences(length, temperature)
+        counts = Counter(answer.token_ids[:length] for answer in answers)
+        num_drafted = sum(answer.sources[:length].count("draft") for answer in answers)
+        p_value = chi_square_p_value(counts, expected, _MIN_EXPECTED)
+        verdict: Verdict = "passed"
+        detail = ""
+        if p_value is None:
+            verdict, detail = "not shown", "after this prompt the target has hardly a choice"
+        elif p_value < self.alpha_of_each:
+            verdict = "breach"
+            detail = f"p-value below {self.alpha_of_each:.2g}; {_furthest_off(counts, expected)}"
+        elif not num_drafted:
+            verdict, detail = "not shown", "no draft took part"
+        return Finding(
+            check="law",
+            subject=f"{rule}, temperature {temperature:g}, first {length} tokens",
+            verdict=verdict,
+            evidence=f"p-value {_shown(p_value)} of {len(answers)} answers, {num_drafted} tokens were drafted",
+            detail=detail,
+            figures={"answers": len(answers), "accepted_tokens": num_drafted}
+            | ({} if p_value is None else {"p_value": p_value}),
+        )
+
+
+def _furthest_off(counts: Counter[Tokens], law: Mapping[Tokens, float]) -> str:
+    total = counts.total()
+    off = {outcome: counts[outcome] - total * law.get(outcome, 0) for outcome in law.keys() | counts.keys()}
+    worst = max(off, key=lambda outcome: (abs(off[outcome]), outcome))
+    expected = total * law.get(worst, 0)
+    return f"furthest off: the tokens {list(worst)} came {counts[worst]} times of {total}, expected {expected:.1f}"
+
+
+def _shown(p_value: float | None) -> str:
+    return "unknown" if p_value is None else f"{p_value:.2g}"
