@@ -120,7 +120,7 @@ def verify_lossless(
     prompts: Annotated[int | None, typer.Option(min=1, help="Prompts, 12 at most. Unset: 6; quick: 2.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens of an answer. Unset: 40; quick: 16.")] = None,
     answers: Annotated[
-        int | None, typer.Option(min=16, help="Answers of each test of the law. Unset: 1024; quick: 256.")
+        int | None, typer.Option(min=16, help="Answers of each test of the law. Unset: 512; quick: 128.")
     ] = None,
     alpha: Annotated[float, typer.Option(help="Chance that a lossless deployment fails the law's tests.")] = 1e-4,
     seed: Annotated[int, typer.Option(min=0, help="Where the seeds begin. Other seeds look elsewhere.")] = 1,

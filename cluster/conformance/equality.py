@@ -118,7 +118,7 @@ class EqualityCheck:
             check=_CHECK,
             subject=subject,
             verdict=verdict,
-            evidence=f"{len(pairs) - len(differing)} of {len(pairs)} answers equal, {num_accepted} tokens were drafted",
+            evidence=f"{len(pairs) - len(differing)} of {len(pairs)} equal, {num_accepted} drafted",
             detail=told,
             figures={
                 "compared": len(pairs),
@@ -140,8 +140,12 @@ def _drafters(way: str) -> str:
 def _told(kind: Kind, places: Sequence[tuple[Pair, Difference]]) -> str:
     """How many there are, and the first of them."""
     pair, found = places[0]
-    what = {"breach": "differ", "unclear": "differ, nobody knows why", "within rounding": "differ within rounding"}[
-        kind
-    ]
-    where = f"prompt {pair.prompt.name!r}, {pair.setting.name}, {found.told('without drafts', f'with {pair.way}')}"
-    return f"{len(places)} {what}; first: {where}"
+    verb = "differs" if len(places) == 1 else "differ"
+    what = {
+        "breach": "",
+        "unclear": ", and it can't be told whether by rounding",
+        "within rounding": " within rounding",
+    }
+    where = f"prompt {pair.prompt.name!r}, {pair.setting.name}, "
+    where += found.told("without drafts", f"with drafters: {pair.way}")
+    return f"{len(places)} {verb}{what[kind]}; first: {where}"

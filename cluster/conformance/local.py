@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 _READY_TIMEOUT_S = 120.0  # once the servers are up, for the scheduler to reach them
 _POLL_S = 0.05
+_GRACE_S = 1.0  # for calls that a stop interrupts to end
 
 
 def local_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +82,7 @@ async def _start_scheduler(config: CellConfig, target: str, drafters: Sequence[s
     from scheduler.server import SchedulerServer
 
     scheduler = SchedulerServer(scheduler_config(config.scheduler, config.scheduler.listen))
-    stack.push_async_callback(scheduler.stop, 0)
+    stack.push_async_callback(scheduler.stop, _GRACE_S)
     endpoint = await scheduler.start()
     await scheduler.set_workers([target], drafters)
     async with AsyncClient(endpoint) as client:

@@ -59,7 +59,7 @@ class RepeatCheck:
             check="same seed, same answer",
             subject=subject,
             verdict=verdict,
-            evidence=f"{len(again) - len(differing)} of {len(again)} answers equal",
+            evidence=f"{len(again) - len(differing)} of {len(again)} equal",
             detail=detail,
             figures={
                 "compared": len(again),

@@ -30,7 +30,7 @@ _ORDER: tuple[Verdict, ...] = get_args(Verdict)  # the worst last
 def table(findings: Sequence[Finding], deployment: Deployment) -> Table:
     drafters = ", ".join(deployment.drafters) or "none"
     title = f"{deployment.model.model}, {deployment.model.dtype}; drafters: {drafters}"
-    shown = Table("check", "of", "verdict", "evidence", title=escape(title))
+    shown = Table("check", "of", "verdict", "evidence: answers, drafted tokens in them", title=escape(title))
     for before, finding in zip([None, *findings], findings, strict=False):
         is_new = before is None or before.check != finding.check
         if is_new and before is not None:

@@ -35,14 +35,14 @@ class Plan:
 
     num_prompts: int = 6
     max_tokens: int = 40
-    num_law_answers: int = 1024
+    num_law_answers: int = 512
     alpha: float = 1e-4
     seed: int = 1
     concurrency: int | None = None  # calls at once; None: half of what the server runs at once, 16 at most
     timeout_s: float = 300.0  # of each call
 
 
-QUICK = Plan(num_prompts=2, max_tokens=16, num_law_answers=256)
+QUICK = Plan(num_prompts=2, max_tokens=16, num_law_answers=128)
 
 
 def plan_of(*, is_quick: bool, **given: Any) -> Plan:
@@ -67,9 +67,9 @@ class Suite:
         settings = await self._settings()
         return [
             *await self._equality(settings),
+            *await self._labels(),
             *await _guarded("same seed, same answer", "", self._repeats),
             *await _guarded("law", "", self._laws),
-            *await self._labels(),
         ]
 
     def _asker(self, step: str, num_answers: int, answers_per_call: int = 1) -> Asker:
@@ -100,10 +100,8 @@ class Suite:
         law = await check.law(single, await find_context(single, self._deployment))
         asker = self._asker("law", len(CASES) * self._plan.num_law_answers, ANSWERS_PER_CALL)
         found: list[Finding] = []
-        for rule, temperature in CASES:
-            found += await _guarded(
-                "law", f"{rule}, temperature {temperature:g}", partial(check.run, asker, law, rule, temperature)
-            )
+        for case in CASES:
+            found += await _guarded("law", case.name, partial(check.run, asker, law, case))
         return found
 
     async def _labels(self) -> list[Finding]:

@@ -134,12 +134,15 @@ def refusal(code: grpc.StatusCode, message: str, *, retry_pushback_ms: str | Non
 
 
 class FakeInference(inference_pb2_grpc.InferenceServicer):
-    """Answers by `script`, which a test may replace, and remembers every call."""
+    """Answers by `script`, which a test may replace, as it may what the server says of itself. Remembers every call."""
 
     def __init__(self) -> None:
         self.script: Script = whole_answer
+        self.model_info = MODEL_INFO
+        self.server_info = SERVER_INFO
         self.info_refusal: grpc.StatusCode | None = None
         self.calls: list[Call] = []
+        self.first_call = threading.Event()
         self.client_left = threading.Event()  # before the script came to its end, or its deadline passed
 
     @property
@@ -151,6 +154,7 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
     ) -> Iterator[pb.GenerateResponse]:
         call = Call(request, context, attempt=len(self.calls) + 1)
         self.calls.append(call)
+        self.first_call.set()
 
         def end() -> None:
             call.gone.set()
@@ -170,14 +174,14 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
     ) -> pb.GetModelInfoResponse:
         if self.info_refusal is not None:
             context.abort(self.info_refusal, "no such thing")
-        return MODEL_INFO
+        return self.model_info
 
     def GetServerInfo(  # noqa: N802
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetServerInfoResponse:
         if self.info_refusal is not None:
             context.abort(self.info_refusal, "no such thing")
-        return SERVER_INFO
+        return self.server_info
 
 
 @contextmanager
