@@ -118,7 +118,7 @@ def verify_lossless(
     exact: Exact = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and seeds: about a minute.")] = False,
     prompts: Annotated[int | None, typer.Option(min=1, help="Prompts, 12 at most. Unset: 6; quick: 2.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens of an answer. Unset: 40; quick: 16.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens of an answer. Unset: 40; quick: 12.")] = None,
     answers: Annotated[
         int | None, typer.Option(min=16, help="Answers of each test of the law. Unset: 512; quick: 128.")
     ] = None,

@@ -21,7 +21,7 @@ _RETRY_AFTER_S = 1.0  # where the server does not say when to come back
 
 
 class Asker:
-    """`on_answers` is called with the number of answers of every call that has ended well."""
+    """`on_answers` is called with the number of answers of every call that has ended, well or not."""
 
     def __init__(
         self, client: AsyncClient, *, concurrency: int, timeout_s: float, on_answers: Callable[[int], None]
@@ -34,18 +34,21 @@ class Asker:
     async def ask(self, prompt: Prompt, sampling: SamplingParams, speculation: Speculation) -> list[Answer]:
         """All `sampling.n` answers. Raises OutriderError; an overloaded server is asked again, a few times."""
         async with self._places:
-            for attempt in range(1, _MAX_ATTEMPTS + 1):
-                try:
-                    answers = await self.client.generate_all(
-                        prompt, sampling=sampling, speculation=speculation, timeout_s=self._timeout_s
-                    )
-                except Overloaded as err:
-                    if attempt == _MAX_ATTEMPTS:
-                        raise
-                    await asyncio.sleep(err.retry_after_s or _RETRY_AFTER_S)
-                else:
-                    self._on_answers(len(answers))
-                    return answers
+            try:
+                return await self._ask(prompt, sampling, speculation)
+            finally:
+                self._on_answers(sampling.n or 1)
+
+    async def _ask(self, prompt: Prompt, sampling: SamplingParams, speculation: Speculation) -> list[Answer]:
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            try:
+                return await self.client.generate_all(
+                    prompt, sampling=sampling, speculation=speculation, timeout_s=self._timeout_s
+                )
+            except Overloaded as err:
+                if attempt == _MAX_ATTEMPTS:
+                    raise
+                await asyncio.sleep(err.retry_after_s or _RETRY_AFTER_S)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 

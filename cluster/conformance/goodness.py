@@ -30,7 +30,7 @@ class Case:
     @property
     def name(self) -> str:
         nodes = "" if self.max_nodes is None else f", {self.max_nodes} node{'s' * (self.max_nodes > 1)}"
-        return f"{self.rule}, temperature {self.temperature:g}{nodes}"
+        return f"{self.rule} at T {self.temperature:g}{nodes}"
 
 
 # One node is a chain, two leave a token undrafted, and more make a tree in which often every token is drafted.
@@ -52,13 +52,14 @@ _MIN_EXPECTED = 10.0
 class LawCheck:
     """`alpha`: the chance that a server which keeps the law fails any of these tests."""
 
+    cases: Sequence[Case]
     num_answers: int  # of each case; a multiple of ANSWERS_PER_CALL
     alpha: float
     seed: int
 
     @property
     def alpha_of_each(self) -> float:
-        return self.alpha / (len(CASES) * len(LENGTHS) * _TAIL_ERROR)
+        return self.alpha / (len(self.cases) * len(LENGTHS) * _TAIL_ERROR)
 
     @property
     def num_questions(self) -> int:
@@ -101,9 +102,9 @@ class LawCheck:
             verdict, detail = "not shown", "no draft took part"
         return Finding(
             check="law",
-            subject=f"{case.name}, first {length} tokens",
+            subject=f"{case.name}: {length} tokens",
             verdict=verdict,
-            evidence=f"p = {_shown(p_value)}, {len(answers)} answers, {num_drafted} drafted",
+            evidence=f"p = {_shown(p_value)} of {len(answers)}, {num_drafted} drafted",
             detail=detail,
             figures={"answers": len(answers), "accepted_tokens": num_drafted}
             | ({} if p_value is None else {"p_value": p_value}),

@@ -29,11 +29,12 @@ _GRACE_S = 1.0  # for calls that a stop interrupts to end
 def local_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of a cell to verify in this process, with what suits that: in float32 equal tokens are a promise.
 
-    It starts soon rather than runs fast, and waits for its drafters, however busy the machine is.
+    It starts soon rather than runs fast, waits for its drafters, however busy the machine is, and verifies small
+    trees, since every node costs time on a CPU.
     """
     settings = dict(flags)
     settings["target"] = {"dtype": "float32", "compiled": False, "profile_s": 0} | flags.get("target", {})
-    settings["scheduler"] = {"listen": f"{_HOST}:0", "draft_wait_s": 60.0}
+    settings["scheduler"] = {"listen": f"{_HOST}:0", "draft_wait_s": 60.0, "max_nodes": 4}
     if "drafters" in flags:
         settings["drafters"] = [{"compiled": False} | drafter for drafter in flags["drafters"]]
     return settings
@@ -51,7 +52,7 @@ async def local_cell(config: CellConfig, report: Report) -> AsyncIterator[str]:
             f"target.tensor_parallel is {config.target.tensor_parallel}: a cell in one process has one rank; "
             "start the cell with `outriderd up` and name it with --server"
         )
-    threads = plan_threads(config, available_cores())
+    threads = plan_threads(config, max(1, available_cores() - 1))  # the event loop needs a core, too
     os.environ.update(thread_environment(threads.target))  # torch reads it when it is imported, which is below
     async with AsyncExitStack() as stack:
         report("Starting the target; a first start converts and compiles")
@@ -62,7 +63,7 @@ async def local_cell(config: CellConfig, report: Report) -> AsyncIterator[str]:
             from workers.draft.server import DrafterServer
 
             server = DrafterServer(drafter_config(config, section, share, _HOST))
-            stack.push_async_callback(server.stop, 0)
+            stack.push_async_callback(server.stop, _GRACE_S)
             drafters[await server.start()] = server
         endpoint = await _start_scheduler(config, target[0], list(drafters), stack)
         report("The cell is ready")
@@ -74,7 +75,7 @@ async def _start_target(config: CellConfig, threads: int, stack: AsyncExitStack)
     from workers.target.server import TargetServer
 
     server = TargetServer(target_config(config, threads, _HOST, None))
-    stack.push_async_callback(server.stop, 0)
+    stack.push_async_callback(server.stop, _GRACE_S)
     return await server.start(), server
 
 

@@ -30,18 +30,16 @@ _ORDER: tuple[Verdict, ...] = get_args(Verdict)  # the worst last
 def table(findings: Sequence[Finding], deployment: Deployment) -> Table:
     drafters = ", ".join(deployment.drafters) or "none"
     title = f"{deployment.model.model}, {deployment.model.dtype}; drafters: {drafters}"
-    shown = Table("check", "of", "verdict", "evidence: answers, drafted tokens in them", title=escape(title))
-    for before, finding in zip([None, *findings], findings, strict=False):
-        is_new = before is None or before.check != finding.check
-        if is_new and before is not None:
+    shown = Table("check", "verdict", "evidence", title=escape(title))
+    before = ""
+    for finding in findings:
+        if finding.check != before:
             shown.add_section()
+            shown.add_row(f"[bold]{escape(finding.check)}[/bold]")
+        before = finding.check
         colour = _COLOURS[finding.verdict]
-        shown.add_row(
-            escape(finding.check if is_new else ""),
-            escape(finding.subject),
-            f"[{colour}]{finding.verdict}[/{colour}]",
-            escape(finding.evidence),
-        )
+        verdict = f"[{colour}]{finding.verdict}[/{colour}]"
+        shown.add_row(escape(f"  {finding.subject}"), verdict, escape(finding.evidence))
     return shown
 
 

@@ -15,18 +15,21 @@ from outrider.types import Answer, SamplingParams
 
 Item = TypeVar("Item")
 
+# Answers that repeat themselves, so that prompt lookup has something to find.
 _SCHEMA = json.dumps(
     {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string", "maxLength": 12},
-            "age": {"type": "integer", "minimum": 1, "maximum": 99},
-            "is_here": {"type": "boolean"},
+        "type": "array",
+        "items": {
+            "type": "object",
+            "properties": {"colour": {"enum": ["red", "blue"]}, "is_warm": {"type": "boolean"}},
+            "required": ["colour", "is_warm"],
+            "additionalProperties": False,
         },
-        "required": ["name", "age", "is_here"],
-        "additionalProperties": False,
+        "minItems": 2,
+        "maxItems": 4,
     }
 )
+_CHOICES = ["yes yes yes yes yes yes yes yes", "no no no no no no no no", "perhaps"]
 _GRAMMAR = 'start: (word " ")+ "."\nword: /[a-z]{1,8}/'
 
 
@@ -55,7 +58,7 @@ def all_settings(words: Answer, max_tokens: int) -> tuple[Setting, ...]:
         Setting("min_p", replace(warm, min_p=0.1)),
         Setting("typical_p", replace(warm, typical_p=0.8)),
         Setting("repetition_penalty", replace(warm, repetition_penalty=1.2)),
-        Setting("presence and frequency_penalty", replace(warm, presence_penalty=0.5, frequency_penalty=0.3)),
+        Setting("presence, frequency_penalty", replace(warm, presence_penalty=0.5, frequency_penalty=0.3)),
         Setting("logit_bias", replace(warm, logit_bias={token: 1.5 - 3.0 * (i % 2) for i, token in enumerate(ids)})),
         Setting("bad_words", replace(warm, bad_words=texts[:4])),
         Setting("allowed_token_ids", replace(warm, allowed_token_ids=ids)),
@@ -66,7 +69,7 @@ def all_settings(words: Answer, max_tokens: int) -> tuple[Setting, ...]:
         Setting("json_schema", replace(warm, json_schema=_SCHEMA)),
         Setting("regex", replace(warm, regex=r"(yes|no|perhaps)( (yes|no|perhaps)){2,6}\.")),
         Setting("grammar", replace(warm, grammar=_GRAMMAR)),
-        Setting("choice", replace(warm, choice=["the first one", "the second one", "the third one"])),
+        Setting("choice", replace(warm, choice=_CHOICES)),
     )
 
 

@@ -11,7 +11,7 @@ from cluster.conformance.asking import OFF, Asker
 from cluster.conformance.deployment import Deployment
 from cluster.conformance.equality import EqualityCheck
 from cluster.conformance.findings import Finding
-from cluster.conformance.goodness import ANSWERS_PER_CALL, CASES, LawCheck
+from cluster.conformance.goodness import ANSWERS_PER_CALL, CASES, Case, LawCheck
 from cluster.conformance.labels import label_of_rule, labels_of
 from cluster.conformance.law import find_context
 from cluster.conformance.prompts import PROMPTS
@@ -35,6 +35,7 @@ class Plan:
 
     num_prompts: int = 6
     max_tokens: int = 40
+    law_cases: tuple[Case, ...] = CASES
     num_law_answers: int = 512
     alpha: float = 1e-4
     seed: int = 1
@@ -42,7 +43,7 @@ class Plan:
     timeout_s: float = 300.0  # of each call
 
 
-QUICK = Plan(num_prompts=2, max_tokens=16, num_law_answers=128)
+QUICK = Plan(num_prompts=2, max_tokens=12, law_cases=(CASES[0], CASES[2], CASES[3]), num_law_answers=128)
 
 
 def plan_of(*, is_quick: bool, **given: Any) -> Plan:
@@ -67,6 +68,7 @@ class Suite:
         settings = await self._settings()
         return [
             *await self._equality(settings),
+            *self._idle_drafters(),
             *await self._labels(),
             *await _guarded("same seed, same answer", "", self._repeats),
             *await _guarded("law", "", self._laws),
@@ -90,17 +92,25 @@ class Suite:
         compared = await check.run(asker, self._prompts, settings)
         return [*check.findings(compared, settings), labels_of(compared)]
 
+    def _idle_drafters(self) -> list[Finding]:
+        """Those that the server names and does not use: nothing that was asked can have shown anything of them."""
+        return [
+            Finding("same tokens", f"drafter {worker.name}", "not shown", "", f"it is {worker.state}: {worker.detail}")
+            for worker in self._deployment.server.drafters
+            if worker.name not in self._deployment.drafters
+        ]
+
     async def _repeats(self) -> list[Finding]:
         check = RepeatCheck(self._deployment, self._plan.seed, self._plan.max_tokens)
         return await check.run(self._asker("same seed, same answer", check.num_answers(self._prompts)), self._prompts)
 
     async def _laws(self) -> list[Finding]:
-        check = LawCheck(self._plan.num_law_answers, self._plan.alpha, self._plan.seed)
+        check = LawCheck(self._plan.law_cases, self._plan.num_law_answers, self._plan.alpha, self._plan.seed)
         single = self._asker("the target's law", check.num_questions)
         law = await check.law(single, await find_context(single, self._deployment))
-        asker = self._asker("law", len(CASES) * self._plan.num_law_answers, ANSWERS_PER_CALL)
+        asker = self._asker("law", len(check.cases) * check.num_answers, ANSWERS_PER_CALL)
         found: list[Finding] = []
-        for case in CASES:
+        for case in check.cases:
             found += await _guarded("law", case.name, partial(check.run, asker, law, case))
         return found
 

@@ -37,7 +37,7 @@ async def test_a_cell_of_a_tiny_model_is_lossless_with_prompt_lookup_and_with_it
     assert {finding.subject for finding in findings if finding.verdict == "error"} <= CONSTRAINTS
     by_subject = {finding.subject: finding for finding in findings}
     assert by_subject["drafter itself alone"].verdict == "passed"
-    assert by_subject["rejection, temperature 1, 1 node, first 2 tokens"].verdict == "passed"
+    assert by_subject["rejection at T 1, 1 node: 2 tokens"].verdict == "passed"
     assert lines[-1] == "The cell is ready"
 
 

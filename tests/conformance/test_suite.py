@@ -62,6 +62,12 @@ async def test_each_of_several_drafters_is_tried_alone(verify: Verify) -> None:
     assert greedy.figures["compared"] == 2 * 3
 
 
+async def test_a_drafter_that_the_server_refuses_is_named_as_not_shown(verify: Verify) -> None:
+    findings = await verify(Toy(refused_drafters=("odd",)))
+    [odd] = [finding for finding in findings if finding.subject == "drafter odd"]
+    assert (odd.verdict, odd.detail) == ("not shown", "it is refused: unfit")
+
+
 async def test_a_refused_parameter_is_an_error_that_names_it_and_the_rest_goes_on(verify: Verify) -> None:
     findings = await verify(Toy(refuses="typical_p"))
     [failed] = [finding for finding in findings if finding.verdict == "error"]

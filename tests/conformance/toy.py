@@ -53,6 +53,7 @@ class Toy:
     has_no_token: bool = False  # under a JSON schema, as a model without letters
     is_gone: bool = False  # as soon as it has described itself
     drafters: tuple[str, ...] = ("ngram",)
+    refused_drafters: tuple[str, ...] = ()
     dtype: str = "float32"
     _num_calls: int = field(default=0, init=False)
 
@@ -66,7 +67,13 @@ class Toy:
             state=pb.SERVER_STATE_READY,
             limits=pb.Limits(max_running_requests=8, max_nodes_per_pass=8),
             targets=[pb.WorkerInfo(name="target", kind="target", state=pb.WORKER_STATE_READY)],
-            drafters=[pb.WorkerInfo(name=name, kind="ngram", state=pb.WORKER_STATE_READY) for name in self.drafters],
+            drafters=[
+                *(pb.WorkerInfo(name=name, state=pb.WORKER_STATE_READY) for name in self.drafters),
+                *(
+                    pb.WorkerInfo(name=name, state=pb.WORKER_STATE_REFUSED, detail="unfit")
+                    for name in self.refused_drafters
+                ),
+            ],
         )
         return fake
 
