@@ -123,7 +123,7 @@ def verify_lossless(
         int | None, typer.Option(min=16, help="Answers of each test of the law. Unset: 512; quick: 128.")
     ] = None,
     alpha: Annotated[float, typer.Option(help="Chance that a lossless deployment fails the law's tests.")] = 1e-4,
-    seed: Annotated[int, typer.Option(min=0, help="Where the seeds begin. Other seeds look elsewhere.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**63, help="Where the seeds begin. Other seeds look elsewhere.")] = 1,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Calls at once. Unset: 16 at most.")] = None,
     timeout: Annotated[float, typer.Option(min=1.0, metavar="SECONDS", help="Of each call.")] = 300.0,
     strict: Annotated[bool, typer.Option("--strict", help="Rounding in 16 bits excuses no other token.")] = False,

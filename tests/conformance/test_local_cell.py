@@ -14,7 +14,7 @@ from cluster.errors import ConfigError
 from outrider import AsyncClient
 from tests.tiny import save_tiny_llama
 
-PLAN = Plan(num_prompts=1, max_tokens=12, num_law_answers=64, timeout_s=60)
+PLAN = Plan(num_prompts=1, max_tokens=8, num_law_answers=64, timeout_s=60)
 CONSTRAINTS = {"json_schema", "regex", "grammar", "choice"}
 
 
