@@ -14,13 +14,10 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from cluster.config import CellConfig, DrafterSection, SchedulerSection
+from cluster.server_configs import drafter_config, scheduler_config, target_config
 from cluster.threads import thread_environment
-
-if TYPE_CHECKING:
-    from workers.target.server import TargetConfig
 
 
 class _Actor:
@@ -37,19 +34,9 @@ class _Actor:
 class SchedulerActor(_Actor):
     def __init__(self, section: SchedulerSection, listen: str) -> None:
         super().__init__(threads=1)
-        from scheduler.server import SchedulerConfig, SchedulerServer
+        from scheduler.server import SchedulerServer
 
-        self._server = SchedulerServer(
-            SchedulerConfig(
-                listen=listen,
-                max_running_requests=section.max_running_requests,
-                max_queued_requests=section.max_queued_requests,
-                max_nodes=section.max_nodes,
-                draft_wait_s=section.draft_wait_s,
-                pass_timeout_s=section.pass_timeout_s,
-                allow_lossy=section.allow_lossy,
-            )
-        )
+        self._server = SchedulerServer(scheduler_config(section, listen))
 
     async def start(self) -> str:
         return await self._server.start()
@@ -80,7 +67,7 @@ class TargetActor(_Actor):
     async def start(self, group_address: str | None) -> str:
         from workers.target.server import TargetServer
 
-        self._server = TargetServer(target_config(self._config, self._threads, group_address))
+        self._server = TargetServer(target_config(self._config, self._threads, _own_host(), group_address))
         return await self._server.start()
 
     async def wait(self) -> None:
@@ -101,28 +88,16 @@ class FollowerActor(_Actor):
         """Returns when rank 0 stops the group."""
         from workers.target.server import serve_follower
 
-        config = target_config(self._config, self._threads, group_address)
+        config = target_config(self._config, self._threads, _own_host(), group_address)
         await asyncio.to_thread(serve_follower, config, self._rank)
 
 
 class DrafterActor(_Actor):
     def __init__(self, config: CellConfig, section: DrafterSection, threads: int) -> None:
         super().__init__(threads)
-        from workers.draft.server import DrafterConfig, DrafterServer
+        from workers.draft.server import DrafterServer
 
-        self._server = DrafterServer(
-            DrafterConfig(
-                name=section.name,
-                drafters=(section.spec,),
-                dtype=section.dtype,
-                device=section.device,
-                listen=f"{_own_host()}:0",
-                threads=threads,
-                kv_cache_bytes=section.kv_cache_bytes,
-                compiled=section.compiled,
-                cache_dir=config.cache_dir,
-            )
-        )
+        self._server = DrafterServer(drafter_config(config, section, threads, _own_host()))
 
     async def start(self) -> str:
         return await self._server.start()
@@ -132,28 +107,6 @@ class DrafterActor(_Actor):
 
     async def stop(self, grace_s: float) -> None:
         await self._server.stop(grace_s)
-
-
-def target_config(config: CellConfig, threads: int, group_address: str | None) -> TargetConfig:
-    """What every rank of the group is told."""
-    from workers.target.server import TargetConfig
-
-    section = config.target
-    assert section.model is not None
-    return TargetConfig(
-        model=section.model,
-        tensor_parallel=section.tensor_parallel,
-        dtype=section.dtype,
-        device=section.device,
-        listen=f"{_own_host()}:0",
-        kv_cache_bytes=section.kv_cache_bytes,
-        compiled=section.compiled,
-        exact=section.exact,
-        threads=threads,
-        cache_dir=config.cache_dir,
-        group_address=group_address,
-        profile_s=section.profile_s,
-    )
 
 
 def _own_host() -> str:

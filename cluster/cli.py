@@ -18,8 +18,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.config import load_config, parse_drafters
+from cluster.config import CellConfig, load_config, parse_drafters
 from cluster.default_model import fetch_default_model, with_model
+from cluster.errors import ConfigError
 from cluster.launch import Cell, Report
 from cluster.signals import run_until_signal
 from outrider.errors import OutriderError
@@ -101,6 +102,84 @@ def demo(
             settings = with_model(load_config(None, demo_settings() | _cache_flag(cache)), report)
         is_identical = asyncio.run(run_demo(settings, max_tokens, _print_line))
         raise typer.Exit(0 if is_identical else 1)
+
+
+@app.command("verify-lossless")
+def verify_lossless(
+    server: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The deployment to verify. Unset: a cell in this process.")
+    ] = None,
+    target: Target = None,
+    drafter: Drafter = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the cell in this process: auto, float32, bfloat16, float16. Unset: float32.")
+    ] = None,
+    device: Device = None,
+    exact: Exact = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and seeds: about a minute.")] = False,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Prompts, 12 at most. Unset: 6; quick: 2.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Tokens of an answer. Unset: 40; quick: 12.")] = None,
+    answers: Annotated[
+        int | None, typer.Option(min=16, help="Answers of each test of the law. Unset: 512; quick: 128.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Chance that a lossless deployment fails the law's tests.")] = 1e-4,
+    seed: Annotated[int, typer.Option(min=0, max=2**63, help="Where the seeds begin. Other seeds look elsewhere.")] = 1,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Calls at once. Unset: 16 at most.")] = None,
+    timeout: Annotated[float, typer.Option(min=1.0, metavar="SECONDS", help="Of each call.")] = 300.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Rounding in 16 bits excuses no other token.")] = False,
+    require_drafts: Annotated[
+        bool, typer.Option("--require-drafts", help="Fail where a check shows nothing since no draft took part.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Try what a deployment promises: with drafts, the same tokens for a seed, and answers of the target's own law.
+
+    Asks a running deployment (--server), or a cell that runs in this process for as long as it takes: --target,
+    --drafter, --dtype, --device and --exact say which, as in `up`. Verdicts: passed; not shown (nothing wrong, but
+    no draft took part, or rounding can't be told from an error); breach; error (the server refused what a check
+    needs, and says why). Ends with 0, with 1 for a breach or an error, with 130 after Ctrl-C.
+    """
+    from cluster.conformance.command import Verification, verify
+    from cluster.conformance.suite import plan_of
+
+    with _failures_end_the_command():
+        of_target = {"model": target, "dtype": dtype, "device": device, "exact": exact}
+        plan = plan_of(
+            is_quick=quick,
+            num_prompts=prompts,
+            max_tokens=max_tokens,
+            num_law_answers=answers,
+            alpha=alpha,
+            seed=seed,
+            concurrency=concurrency,
+            timeout_s=timeout,
+        )
+        where = _where(server, of_target, drafter)
+        raise typer.Exit(
+            verify(
+                Verification(
+                    where=where,
+                    plan=plan,
+                    is_strict=strict or bool(exact),
+                    requires_drafts=require_drafts,
+                    as_json=as_json,
+                )
+            )
+        )
+
+
+def _where(server: str | None, of_target: Mapping[str, Any], drafter: list[str] | None) -> str | CellConfig:
+    """The deployment to verify, or the cell to run for it. Raises ConfigError where both are named."""
+    from cluster.conformance.local import local_flags
+
+    if server is None:
+        with _progress() as report:
+            return with_model(load_config(None, local_flags(_flags(of_target, drafter, None))), report)
+    named = [f"--{'target' if key == 'model' else key}" for key, value in of_target.items() if value is not None]
+    named += ["--drafter"] if drafter else []
+    if named:
+        raise ConfigError(f"--server is {server!r}, and {named[0]} is given too: it belongs to a cell in this process")
+    return server
 
 
 async def _announce_and_wait(cell: Cell) -> None:

@@ -156,10 +156,12 @@ def refusal(code: grpc.StatusCode, message: str, *, retry_pushback_ms: str | Non
 
 
 class FakeInference(inference_pb2_grpc.InferenceServicer):
-    """Answers by `script`, which a test may replace, and remembers every call."""
+    """Answers by `script`, which a test may replace, as it may what the server says of itself. Remembers every call."""
 
     def __init__(self) -> None:
         self.script: Script = whole_answer
+        self.model_info = MODEL_INFO
+        self.server_info = SERVER_INFO
         self.info_refusal: grpc.StatusCode | None = None
         self.calls: list[Call] = []
         self.has_call = threading.Event()
@@ -194,14 +196,14 @@ class FakeInference(inference_pb2_grpc.InferenceServicer):
     ) -> pb.GetModelInfoResponse:
         if self.info_refusal is not None:
             context.abort(self.info_refusal, "no such thing")
-        return MODEL_INFO
+        return self.model_info
 
     def GetServerInfo(  # noqa: N802
         self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetServerInfoResponse:
         if self.info_refusal is not None:
             context.abort(self.info_refusal, "no such thing")
-        return SERVER_INFO
+        return self.server_info
 
 
 @contextmanager

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-LOOK = "import sys, cluster.cli, cluster.demo, cluster.actors; print([n for n in ('ray', 'torch') if n in sys.modules])"
+LOOK = """
+import sys, cluster.cli, cluster.demo, cluster.actors, cluster.conformance.command
+print([n for n in ('ray', 'torch') if n in sys.modules])
+"""
 
 
 def test_the_launching_process_loads_no_torch_and_no_ray_before_it_needs_it() -> None:
