@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from workers.choice import choose as rule
 from workers.choice.choose import NO_TOKEN, UNUSABLE, Noise
-from workers.choice.noise import NoiseCache, gumbel
+from workers.choice.noise import NoiseCache, gumbel_rows
 from workers.choice.params import ChoiceParams
 
 FALSE_ALARM = 1e-6
@@ -302,16 +302,16 @@ def test_choices_over_seeds_have_the_law_of_the_processed_logits(params: ChoiceP
     assert chi_square_p_value(counts, law) > FALSE_ALARM
 
 
-def no_noise(_seed: int, _position: int) -> torch.Tensor:
-    return torch.zeros(12)
+def no_noise(seeds: Sequence[int], _positions: Sequence[int]) -> torch.Tensor:
+    return torch.zeros(len(seeds), 12)
 
 
-def wider_noise(seed: int, position: int) -> torch.Tensor:
-    return 1.6 * gumbel(seed, position, 12)
+def wider_noise(seeds: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    return 1.6 * gumbel_rows(seeds, positions, 12)
 
 
-def uniform_noise(seed: int, position: int) -> torch.Tensor:
-    return (-(-gumbel(seed, position, 12)).exp()).exp()
+def uniform_noise(seeds: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    return (-(-gumbel_rows(seeds, positions, 12)).exp()).exp()
 
 
 @pytest.mark.parametrize("wrong_noise", [no_noise, wider_noise, uniform_noise])
@@ -330,7 +330,8 @@ def test_the_law_test_sees_a_wrong_noise(wrong_noise: Noise) -> None:
     ("noise", "is_right"),
     [
         (None, True),
-        (lambda seed, _position: gumbel(seed, 0, 4), False),  # the noise of one position, used at the next as well
+        # The noise of one position, used at the next as well.
+        (lambda seeds, positions: gumbel_rows(seeds, [0] * len(positions), 4), False),
     ],
     ids=["ours", "reused across positions"],
 )

@@ -7,7 +7,8 @@ Without the noise this is the law softmax(scores); with it, argmax is one exact 
 on nothing else, and so not on any draft. The order of the steps is that of transformers; each of the limits looks at
 probabilities at the request's temperature.
 
-All nodes of all rows are chosen at once, each with its own parameters.
+All nodes of all rows are chosen at once, each with its own parameters. On a CPU with our kernels one operator
+(kernels/choice.cpp) does it in two reads of the logits; what it chooses is the same to the bit.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ import torch
 from torch import Tensor
 
 from workers.choice.limits import keep_min_p, keep_top_k, keep_top_p, keep_typical_p
-from workers.choice.noise import gumbel
+from workers.choice.noise import gumbel_rows, integers
 from workers.choice.params import ChoiceParams
+from workers.kernels.build import are_kernels_loaded
 
 UNUSABLE = -1  # in place of a choice: the logits hold NaN or infinity
 NO_TOKEN = -2  # in place of a choice: every token is excluded
 
-_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
+_LEAST_TEMPERATURE, _MOST_TEMPERATURE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 class Noise(Protocol):
-    """Where `gumbel(seed, position, vocab)` comes from, when it is kept between calls."""
+    """Where `gumbel_rows(seeds, positions, vocab)` comes from, when it is kept between calls."""
 
-    def __call__(self, seed: int, position: int) -> Tensor: ...  # [vocab] f32
+    def __call__(self, seeds: Sequence[int], positions: Sequence[int]) -> Tensor: ...  # [num_nodes, vocab] f32
 
 
 def choose(
@@ -46,10 +48,51 @@ def choose(
 
     UNUSABLE or NO_TOKEN stand where there is nothing to choose: whether that matters is known only after the walk.
     """
+    if noise is None and logits.device.type == "cpu" and are_kernels_loaded():
+        return _choose_by_kernel(logits, positions, params)
+    return choose_by_torch(logits, positions, params, noise=noise)
+
+
+def choose_by_torch(
+    logits: Tensor,  # [num_nodes, vocab] f32
+    positions: Sequence[int],  # [num_nodes]
+    params: Sequence[ChoiceParams],  # [num_nodes]
+    *,
+    noise: Noise | None = None,
+) -> Tensor:
+    """See `choose`; on any device."""
     chosen = noisy_scores(logits, positions, params, noise=noise).argmax(dim=-1)
-    best = logits.amax(dim=-1)
+    _mark(chosen, logits.amax(dim=-1))
+    return chosen
+
+
+def _mark(
+    chosen: Tensor,  # [num_nodes] i64, changed in place
+    best: Tensor,  # [num_nodes] f32
+) -> None:
     chosen[best == -torch.inf] = NO_TOKEN
     chosen[best.isnan() | (best == torch.inf)] = UNUSABLE
+
+
+def _choose_by_kernel(
+    logits: Tensor,  # [num_nodes, vocab] f32
+    positions: Sequence[int],  # [num_nodes]
+    params: Sequence[ChoiceParams],  # [num_nodes]
+) -> Tensor:
+    """Top-k and min-p are the operator's own. Where top-p or typical-p has a say, torch limits the scores before."""
+    seeds, places = integers([its.seed for its in params], logits.device), integers(positions, logits.device)
+    least = torch.tensor([its.min_p for its in params], dtype=torch.float64).log().float()
+    top_k = torch.tensor([its.top_k for its in params], dtype=torch.int64)
+    chosen: Tensor = torch.ops.outrider.choose(logits, _temperatures(params), least, top_k, seeds, places)
+    limited = [node for node, its in enumerate(params) if _samples(its) and min(its.top_p, its.typical_p) < 1]
+    if limited:
+        index = torch.tensor(limited)
+        of_limited = logits if len(limited) == len(logits) else logits[index]
+        scores = limited_scores(of_limited, [params[node] for node in limited])
+        ones, zeros = torch.ones(len(limited)), torch.zeros(len(limited), dtype=torch.int64)
+        # Scores are what the operator makes of themselves at temperature 1: their best is 0.
+        again = torch.ops.outrider.choose(scores, ones, -torch.inf * ones, zeros, seeds[index], places[index])
+        chosen[index] = torch.where(chosen[index] < 0, chosen[index], again)
     return chosen
 
 
@@ -62,10 +105,15 @@ def noisy_scores(
 ) -> Tensor:
     """What `choose` takes the argmax of, [num_nodes, vocab] f32; -inf for tokens that a limit excludes."""
     scores = limited_scores(logits, params)
-    for row, position, its in zip(scores, positions, params, strict=True):
-        if its.temperature > 0:
-            kept = noise(its.seed, position) if noise is not None else None
-            row += kept if kept is not None else gumbel(its.seed, position, len(row), device=row.device)
+    nodes = [node for node, its in enumerate(params) if _samples(its)]
+    if nodes:
+        seeds, places = [params[node].seed for node in nodes], [positions[node] for node in nodes]
+        vocab = scores.shape[-1]
+        rows = noise(seeds, places) if noise else gumbel_rows(seeds, places, vocab, device=scores.device)
+        if len(nodes) == len(scores):
+            scores += rows
+        else:
+            scores[torch.tensor(nodes, device=scores.device)] += rows
     return scores
 
 
@@ -88,14 +136,22 @@ def limited_scores(
 ) -> Tensor:
     """Log-probabilities up to a constant a node: the best token has 0, excluded ones -inf. [num_nodes, vocab] f32."""
     scores = logits - logits.amax(dim=-1, keepdim=True)
-    temperatures = [max(its.temperature, _LEAST_TEMPERATURE) if its.temperature else 1.0 for its in params]
-    scores /= torch.tensor(temperatures, dtype=torch.float32, device=logits.device)[:, None]
+    temperatures = _temperatures(params).to(logits.device)
+    scores /= torch.where(temperatures > 0, temperatures, 1.0)[:, None]
     vocab = scores.shape[-1]
     _limit(scores, keep_top_k, [its.top_k if _samples(its) and its.top_k < vocab else 0 for its in params], 0)
     _limit(scores, keep_top_p, [its.top_p if _samples(its) else 1.0 for its in params], 1.0)
     _limit(scores, keep_min_p, [its.min_p if _samples(its) else 0.0 for its in params], 0.0)
     _limit(scores, keep_typical_p, [its.typical_p if _samples(its) else 1.0 for its in params], 1.0)
     return scores
+
+
+def _temperatures(params: Sequence[ChoiceParams]) -> Tensor:
+    """As float32 has them, [num_nodes] f32: 0 for greedy alone, and never infinite."""
+    used = [
+        min(max(its.temperature, _LEAST_TEMPERATURE), _MOST_TEMPERATURE) if _samples(its) else 0.0 for its in params
+    ]
+    return torch.tensor(used, dtype=torch.float32)
 
 
 def _samples(params: ChoiceParams) -> bool:

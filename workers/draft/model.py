@@ -21,8 +21,8 @@ from torch import Tensor
 
 from outrider.errors import InvalidRequest
 from outrider.v1 import worker_pb2
-from workers.choice.choose import noisy_scores
-from workers.choice.noise import NoiseCache
+from workers.choice.choose import Noise, noisy_scores
+from workers.choice.noise import kept_noise
 from workers.choice.params import ChoiceParams
 from workers.choice.paths import Paths
 from workers.choice.penalties import edit
@@ -54,7 +54,7 @@ def load(source: str, resources: Resources) -> ModelDrafter:
         compiled=resources.compiled,
         cache_dir=resources.cache_dir,
     )
-    noise = NoiseCache(engine.spec.vocab_size, resolve_device(resources.device))
+    noise = kept_noise(engine.spec.vocab_size, resolve_device(resources.device))
     return ModelDrafter(engine, vocabulary_of(checkpoint.folder, engine.spec.vocab_size), noise)
 
 
@@ -80,7 +80,7 @@ class ModelDrafter:
 
     kind = "model"
 
-    def __init__(self, engine: Engine, vocabulary: worker_pb2.Vocabulary, noise: NoiseCache) -> None:
+    def __init__(self, engine: Engine, vocabulary: worker_pb2.Vocabulary, noise: Noise | None) -> None:
         self.model = engine.spec.name
         self.vocabulary = vocabulary
         self.max_context = engine.spec.max_context
