@@ -31,7 +31,8 @@ def choose(
 
 def kept_tokens(logits: Sequence[float], params: ChoiceParams) -> set[int]:
     """The tokens that the limits leave a chance."""
-    return set(rule.limited_scores(torch.tensor([logits]), [params]).isfinite().nonzero()[:, 1].tolist())
+    scores = rule.limited_scores_of_torch(torch.tensor([logits]), [params])
+    return set(scores.isfinite().nonzero()[:, 1].tolist())
 
 
 def logits_of(*probabilities: float) -> list[float]:
@@ -191,6 +192,19 @@ def test_top_p_on_a_large_vocabulary_keeps_what_a_full_sort_keeps() -> None:
         kept = kept_tokens(logits.tolist(), ChoiceParams(top_p=top_p))
 
         assert kept == set(ordered.indices[:num_kept].tolist())
+
+
+def test_typical_p_on_a_large_vocabulary_keeps_what_the_definition_in_float64_keeps() -> None:
+    logits = torch.randn(49152, generator=torch.Generator().manual_seed(5)) * 3
+    law = logits.double().softmax(0)
+    entropy = -(law * law.log()).sum()
+    order = (-law.log() - entropy).abs().sort(stable=True).indices
+    for typical_p in (0.2, 0.9, 0.99):
+        num_kept = 1 + int((law[order].cumsum(0)[:-1] < typical_p).sum())
+
+        kept = kept_tokens(logits.tolist(), ChoiceParams(typical_p=typical_p))
+
+        assert kept == set(order[:num_kept].tolist())
 
 
 def test_a_choice_depends_on_its_own_row_seed_and_position_only() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.choice.choose import NO_TOKEN, UNUSABLE, choose, choose_by_torch
+from workers.choice.choose import NO_TOKEN, UNUSABLE, choose, choose_by_torch, limited_scores, limited_scores_of_torch
 from workers.choice.gumbel import gumbel_of_words
 from workers.choice.noise import gumbel_rows, gumbel_rows_of_torch, integers, kept_noise
 from workers.choice.params import ChoiceParams
@@ -81,6 +82,10 @@ def test_choices_on_any_logits_are_torchs(data: st.DataObject, vocab: int, num_n
     positions = data.draw(st.lists(st.integers(0, END - 1), min_size=num_nodes, max_size=num_nodes))
 
     assert choose(logits, positions, params).tolist() == choose_by_torch(logits, positions, params).tolist()
+    is_usable = logits.amax(dim=-1).isfinite()
+    of_usable = [its for its, usable in zip(params, is_usable.tolist(), strict=True) if usable]
+    scores = limited_scores(logits[is_usable], of_usable)
+    assert torch.equal(scores, limited_scores_of_torch(logits[is_usable], of_usable))
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 3.0, 12.0])
@@ -89,8 +94,18 @@ def test_choices_over_a_large_vocabulary_are_torchs(vocab: int, spread: float) -
     generator = torch.Generator().manual_seed(vocab)
     logits = torch.randn(24, vocab, generator=generator) * spread
     logits[::3] = (logits[::3] * 4).round() / 4  # ties, also at the limits' borders
-    limits = [{}, {}, {"top_k": 50}, {"min_p": 0.02}, {"top_k": 900, "min_p": 1e-4}, {"top_p": 0.9}]
-    params = [ChoiceParams(temperature=(0.5, 1.0, 2.0)[i % 3], seed=i, **limits[i % 6]) for i in range(24)]  # type: ignore[arg-type]
+    limits: list[dict[str, Any]] = [
+        {},
+        {"top_k": 50},
+        {"top_k": vocab - 1, "min_p": 1e-4},
+        {"min_p": 0.02},
+        {"top_p": 0.9},
+        {"top_p": 0.9999},
+        {"typical_p": 0.8},
+        {"top_k": 700, "top_p": 0.97, "min_p": 0.001, "typical_p": 0.9},
+    ]
+    params = [ChoiceParams(temperature=(0.5, 1.0, 2.0)[i % 3], seed=i, **limits[i % 8]) for i in range(24)]
+    assert torch.equal(limited_scores(logits, params), limited_scores_of_torch(logits, params))
 
     for offset in range(5):
         positions = range(offset, 24 + offset)

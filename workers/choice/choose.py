@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.choice.limits import keep_min_p, keep_top_k, keep_top_p, keep_typical_p
+from workers.choice.limits import keep_min_p, keep_top_k, keep_top_p, keep_typical_p, least_score
 from workers.choice.noise import gumbel_rows, integers
 from workers.choice.params import ChoiceParams
 from workers.kernels.build import are_kernels_loaded
@@ -48,8 +48,10 @@ def choose(
 
     UNUSABLE or NO_TOKEN stand where there is nothing to choose: whether that matters is known only after the walk.
     """
-    if noise is None and logits.device.type == "cpu" and are_kernels_loaded():
-        return _choose_by_kernel(logits, positions, params)
+    if noise is None and _has_kernel(logits):
+        seeds, places = integers([its.seed for its in params], logits.device), integers(positions, logits.device)
+        chosen: Tensor = torch.ops.outrider.choose(logits, _packed(params), seeds, places)
+        return chosen
     return choose_by_torch(logits, positions, params, noise=noise)
 
 
@@ -72,28 +74,6 @@ def _mark(
 ) -> None:
     chosen[best == -torch.inf] = NO_TOKEN
     chosen[best.isnan() | (best == torch.inf)] = UNUSABLE
-
-
-def _choose_by_kernel(
-    logits: Tensor,  # [num_nodes, vocab] f32
-    positions: Sequence[int],  # [num_nodes]
-    params: Sequence[ChoiceParams],  # [num_nodes]
-) -> Tensor:
-    """Top-k and min-p are the operator's own. Where top-p or typical-p has a say, torch limits the scores before."""
-    seeds, places = integers([its.seed for its in params], logits.device), integers(positions, logits.device)
-    least = torch.tensor([its.min_p for its in params], dtype=torch.float64).log().float()
-    top_k = torch.tensor([its.top_k for its in params], dtype=torch.int64)
-    chosen: Tensor = torch.ops.outrider.choose(logits, _temperatures(params), least, top_k, seeds, places)
-    limited = [node for node, its in enumerate(params) if _samples(its) and min(its.top_p, its.typical_p) < 1]
-    if limited:
-        index = torch.tensor(limited)
-        of_limited = logits if len(limited) == len(logits) else logits[index]
-        scores = limited_scores(of_limited, [params[node] for node in limited])
-        ones, zeros = torch.ones(len(limited)), torch.zeros(len(limited), dtype=torch.int64)
-        # Scores are what the operator makes of themselves at temperature 1: their best is 0.
-        again = torch.ops.outrider.choose(scores, ones, -torch.inf * ones, zeros, seeds[index], places[index])
-        chosen[index] = torch.where(chosen[index] < 0, chosen[index], again)
-    return chosen
 
 
 def noisy_scores(
@@ -135,9 +115,20 @@ def limited_scores(
     params: Sequence[ChoiceParams],  # [num_nodes]
 ) -> Tensor:
     """Log-probabilities up to a constant a node: the best token has 0, excluded ones -inf. [num_nodes, vocab] f32."""
+    if _has_kernel(logits):
+        scores: Tensor = torch.ops.outrider.limited_scores(logits, _packed(params))
+        return scores
+    return limited_scores_of_torch(logits, params)
+
+
+def limited_scores_of_torch(
+    logits: Tensor,  # [num_nodes, vocab] f32
+    params: Sequence[ChoiceParams],  # [num_nodes]
+) -> Tensor:
+    """See `limited_scores`; on any device."""
     scores = logits - logits.amax(dim=-1, keepdim=True)
-    temperatures = _temperatures(params).to(logits.device)
-    scores /= torch.where(temperatures > 0, temperatures, 1.0)[:, None]
+    temperatures = [_temperature(its) or 1.0 for its in params]
+    scores /= torch.tensor(temperatures, dtype=torch.float32, device=logits.device)[:, None]
     vocab = scores.shape[-1]
     _limit(scores, keep_top_k, [its.top_k if _samples(its) and its.top_k < vocab else 0 for its in params], 0)
     _limit(scores, keep_top_p, [its.top_p if _samples(its) else 1.0 for its in params], 1.0)
@@ -146,12 +137,21 @@ def limited_scores(
     return scores
 
 
-def _temperatures(params: Sequence[ChoiceParams]) -> Tensor:
-    """As float32 has them, [num_nodes] f32: 0 for greedy alone, and never infinite."""
-    used = [
-        min(max(its.temperature, _LEAST_TEMPERATURE), _MOST_TEMPERATURE) if _samples(its) else 0.0 for its in params
-    ]
-    return torch.tensor(used, dtype=torch.float32)
+def _has_kernel(logits: Tensor) -> bool:
+    return logits.device.type == "cpu" and are_kernels_loaded()
+
+
+def _packed(params: Sequence[ChoiceParams]) -> Tensor:
+    """As kernels/choice.cpp reads them: [num_nodes, 5] f64."""
+    rows = np.array([(_temperature(its), its.top_k, its.top_p, its.min_p, its.typical_p) for its in params], np.float64)
+    packed = torch.from_numpy(rows.reshape(-1, 5))
+    packed[:, 3] = least_score(packed[:, 3])
+    return packed
+
+
+def _temperature(params: ChoiceParams) -> float:
+    """0 for greedy alone, and what float32 can divide by."""
+    return min(max(params.temperature, _LEAST_TEMPERATURE), _MOST_TEMPERATURE) if _samples(params) else 0.0
 
 
 def _samples(params: ChoiceParams) -> bool:

@@ -25,7 +25,7 @@ from torch.utils import cpp_extension
 
 # Whether a product and a sum may become one operation, rounded once. Never in the noise: torch's round twice.
 _SOURCES = {"linear.cpp": "fast", "attention.cpp": "fast", "choice.cpp": "off"}
-_HEADERS = ("simd.h", "noise.h")
+_HEADERS = ("simd.h", "noise.h", "limits.h")
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC")
 _BUILD_TIMEOUT_S = 600.0
 _SLOW = "the forward and the choice run in plain torch, several times slower"
