@@ -63,7 +63,7 @@ class Node {
       : logits_(logits), vocab_(vocab), best_(best), temperature_(temperature) {}
 
   int64_t choose(const Words& words) const {
-    // The block of the best token first: what comes after it has something to lose against.
+    // The block of the best token first, if no limit has excluded it: what comes after has something to lose against.
     const int64_t first = first_equal(logits_, vocab_, best_) / kStride * kStride;
     Winner winner;
     block(first, words, winner);
@@ -94,8 +94,9 @@ class Node {
       if (!any(scores[i] + bound_of_words(random[i]) >= winner.score)) continue;
       const Vec noisy = scores[i] + gumbel_of_words(random[i]);
       for (int lane = 0; lane < kLanes; ++lane) {
+        const float score = noisy[lane];
         const int64_t id = token + i * kLanes + lane;
-        if (noisy[lane] > winner.score || (noisy[lane] == winner.score && id < winner.token)) winner = {noisy[lane], id};
+        if (score > winner.score || (score == winner.score && id < winner.token)) winner = {score, id};
       }
     }
   }
@@ -105,8 +106,8 @@ class Node {
   float best_, temperature_;
 };
 
-// params: [num_nodes, 5] f64, a node's temperature (0: greedy), top_k (0: none), top_p (1: none), the logarithm of min_p
-// (-inf: none) and typical_p (1: none).
+// params: [num_nodes, 5] f64, a node's temperature (0: greedy), top_k (0: none), top_p (1: none), the logarithm of
+// min_p (-inf: none) and typical_p (1: none).
 struct Params {
   float temperature;
   Limits limits;

@@ -1,8 +1,8 @@
 // The limits of workers/choice/limits.py on one node's scores, in place: what they exclude gets -inf.
 //
 // Nothing is sorted but what lies about a limit's border. Top-k: the k-th largest of the maxima of small groups is no
-// larger than the k-th largest score, and few scores reach it. Top-p and typical-p: masses are counted in buckets of the
-// key by which tokens join; only the bucket in which the mass is reached is put in order.
+// larger than the k-th largest score, and few scores reach it. Top-p and typical-p: masses are counted in buckets of
+// the key by which tokens join; only the bucket in which the mass is reached is put in order.
 //
 // Masses are multiples of 2^-34, as in limits.py: sums of them are exact in float64, in any order. Compiled with
 // -ffp-contract=off, like noise.h.
@@ -20,20 +20,21 @@
 namespace outrider {
 
 typedef double DoubleVec __attribute__((vector_size(8 * OUTRIDER_LANES)));
+typedef int64_t SignVec __attribute__((vector_size(8 * OUTRIDER_LANES)));
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Limits {
-  int64_t top_k = 0;      // 0: none
-  double top_p = 1.0;     // 1: none
+  int64_t top_k = 0;         // 0: none
+  double top_p = 1.0;        // 1: none
   float least = -kInfinity;  // the score from which on min-p keeps tokens
-  double typical_p = 1.0;  // 1: none
+  double typical_p = 1.0;    // 1: none
 
   bool are_any() const { return top_k || top_p < 1 || least > -kInfinity || typical_p < 1; }
 };
 
-// `_weights` in limits.py.
-inline DoubleVec weights(Vec score) {
+// `_masses` in limits.py.
+inline DoubleVec masses_of(Vec score) {
   const Vec x = maximum(score, splat(-80.0f));
   const Vec power = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
   Vec r = x - power * 0.693359375f;
@@ -75,6 +76,18 @@ class LimitedScores {
   static constexpr float kBucketsAUnit = 32.0f;  // keys above 32 have no mass
   static constexpr int kGroup = 16;              // scores of which top-k looks at the largest first
 
+  // A bucket's mass in parts: an addition would wait for the one before to the same number, and neighbours often share
+  // a bucket.
+  static constexpr int kCounts = 4;
+  typedef std::array<double, kCounts> Counts;
+
+  template <typename Numbers>
+  static double sum_of(const Numbers& numbers) {
+    double total = 0.0;
+    for (size_t i = 0; i < sizeof(Numbers) / sizeof(double); ++i) total += numbers[i];
+    return total;
+  }
+
   // By what tokens join: the smallest key first, of equals the lowest token. A register's keys are the same, rounded.
   struct ByScore {
     double operator()(float score) const { return -double(score); }
@@ -85,7 +98,8 @@ class LimitedScores {
     double operator()(float score) const { return std::abs(score - mean); }
     Vec operator()(Vec scores) const {
       const DoubleVec distances = __builtin_convertvector(scores, DoubleVec) - mean;
-      return __builtin_convertvector(distances < 0.0 ? -distances : distances, Vec);
+      const SignVec without_sign = (SignVec)distances & std::numeric_limits<int64_t>::max();
+      return __builtin_convertvector((DoubleVec)without_sign, Vec);
     }
   };
 
@@ -148,34 +162,34 @@ class LimitedScores {
   // The nearest to the mean score: a surprise is the score's distance from the logarithm of the mass, and the entropy
   // that of the mean score.
   void keep_typical(double typical_p) {
-    double total = 0.0, sum = 0.0;
+    DoubleVec total = {}, sum = {};
     for_registers([&](const float* scores, int64_t) {
       const Vec values = load(scores);
       if (!any(values > kNoMass)) return;
-      const DoubleVec mass = weights(values);
+      const DoubleVec mass = masses_of(values);
       const DoubleVec products = mass * __builtin_convertvector(maximum(values, splat(-80.0f)), DoubleVec);
-      const DoubleVec rounded = (products + 393216.0) - 393216.0;
-      for (int lane = 0; lane < kLanes; ++lane) total += mass[lane], sum += rounded[lane];
+      total += mass;
+      sum += (products + 393216.0) - 393216.0;
     });
-    keep_first(typical_p, ByDistance{sum / total});
+    keep_first(typical_p, ByDistance{sum_of(sum) / sum_of(total)});
   }
 
   // Keep the first tokens until they have this share of the mass.
   template <typename Key>
   void keep_first(double share, const Key& key) {
-    std::array<double, kBuckets> masses = {};
+    masses_.assign(kBuckets, {});
     for_registers([&](const float* scores, int64_t) {
       const Vec values = load(scores);
       if (!any(values > kNoMass)) return;
-      const DoubleVec mass = weights(values);
+      const DoubleVec mass = masses_of(values);
       const IntVec buckets = buckets_of(key, values);
-      for (int lane = 0; lane < kLanes; ++lane) masses[buckets[lane]] += mass[lane];
+      for (int lane = 0; lane < kLanes; ++lane) masses_[buckets[lane]][lane % kCounts] += mass[lane];
     });
     double total = 0.0, before = 0.0;
-    for (double mass : masses) total += mass;
+    for (const Counts& counts : masses_) total += sum_of(counts);
     const double needed = share * total;
     int bucket = 0;
-    while (bucket < kBuckets - 1 && before + masses[bucket] < needed) before += masses[bucket++];
+    while (bucket < kBuckets - 1 && before + sum_of(masses_[bucket]) < needed) before += sum_of(masses_[bucket++]);
     const Last last = last_in(bucket, before, needed, key);
     for_registers([&](float* scores, int64_t token) {
       const Vec values = load(scores);
@@ -198,7 +212,7 @@ class LimitedScores {
       if (!any(values > kNoMass)) return;
       const IntVec is_there = buckets_of(key, values) == bucket;
       if (!any(is_there)) return;
-      const DoubleVec masses = weights(values);
+      const DoubleVec masses = masses_of(values);
       for (int lane = 0; lane < kLanes; ++lane)
         if (is_there[lane]) candidates_.push_back({key(scores[lane]), masses[lane], token + lane});
     });
@@ -221,6 +235,7 @@ class LimitedScores {
 
   int64_t vocab_ = 0;
   std::vector<float> scores_, maxima_, reaching_;
+  std::vector<Counts> masses_;
   std::vector<Candidate> candidates_;
 };
 

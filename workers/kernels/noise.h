@@ -1,6 +1,7 @@
-// The noise of workers/choice/noise.py, a register of tokens at a time: the same operations in the same order, and so the
-// same bits. Sources that include this are compiled with -ffp-contract=off: a fused multiply-add rounds once where torch
-// rounds twice.
+// The noise of workers/choice/noise.py, a register of tokens at a time: the same operations in the same order, and so
+// the same bits. Sources that include this are compiled with -ffp-contract=off: a fused multiply-add rounds once where
+// torch rounds twice. So they leave alone what simd.h has of products and sums: the linker keeps one copy of an inline
+// function, and it may be the other sources'.
 //
 // Philox lies in a register as it is: counters of four words side by side, four words for four tokens.
 //
