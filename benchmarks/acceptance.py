@@ -25,7 +25,6 @@ from benchmarks.decoding import PROMPTS
 from benchmarks.measure import checkpoint_of, rounded, show
 from benchmarks.skip_layers import save_with_layers
 from workers.choice.choose import choose, laws, noisy_scores
-from workers.choice.noise import NoiseCache
 from workers.choice.params import ChoiceParams
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint, prepare_checkpoint
@@ -127,8 +126,7 @@ def _engine(checkpoint: Checkpoint) -> Engine:
 def _count(
     counts: Counts, target: Engine, draft: Engine, prompt: Sequence[int], params: ChoiceParams, num_tokens: int
 ) -> None:
-    noise = NoiseCache(target.spec.vocab_size)
-    answer = _answer(target, prompt, params, num_tokens, noise)
+    answer = _answer(target, prompt, params, num_tokens)
     positions = range(len(prompt), len(prompt) + len(answer))
     asked = [params] * len(answer)
     of_target, of_draft = _score(target, prompt, answer), _score(draft, prompt, answer)
@@ -136,16 +134,14 @@ def _count(
         answer,
         laws(of_target, asked),
         laws(of_draft, asked),
-        noisy_scores(of_draft, positions, asked, noise=noise),
+        noisy_scores(of_draft, positions, asked),
         strict=True,
     )
     for chosen, target_law, draft_law, draft_scores in entries:
         counts.add(chosen, target_law, draft_law, draft_scores)
 
 
-def _answer(
-    engine: Engine, prompt: Sequence[int], params: ChoiceParams, num_tokens: int, noise: NoiseCache
-) -> list[int]:
+def _answer(engine: Engine, prompt: Sequence[int], params: ChoiceParams, num_tokens: int) -> list[int]:
     """The target's own choices, the end token included."""
     answer: list[int] = []
     fresh = list(prompt)
@@ -153,7 +149,7 @@ def _answer(
     while len(answer) < num_tokens and not (answer and answer[-1] in engine.spec.end_token_ids):
         (logits,) = engine.forward([Row(0, fresh)])
         assert logits is not None
-        fresh = choose(logits, [len(prompt) + len(answer)], [params], noise=noise).tolist()
+        fresh = choose(logits, [len(prompt) + len(answer)], [params]).tolist()
         answer += fresh
     engine.close(0)
     return answer

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from workers.choice import choose as rule
 from workers.choice.choose import NO_TOKEN, UNUSABLE, Noise
-from workers.choice.noise import NoiseCache, gumbel
+from workers.choice.noise import NoiseCache, gumbel_rows
 from workers.choice.params import ChoiceParams
 
 FALSE_ALARM = 1e-6
@@ -31,7 +31,8 @@ def choose(
 
 def kept_tokens(logits: Sequence[float], params: ChoiceParams) -> set[int]:
     """The tokens that the limits leave a chance."""
-    return set(rule.limited_scores(torch.tensor([logits]), [params]).isfinite().nonzero()[:, 1].tolist())
+    scores = rule.limited_scores_of_torch(torch.tensor([logits]), [params])
+    return set(scores.isfinite().nonzero()[:, 1].tolist())
 
 
 def logits_of(*probabilities: float) -> list[float]:
@@ -193,6 +194,19 @@ def test_top_p_on_a_large_vocabulary_keeps_what_a_full_sort_keeps() -> None:
         assert kept == set(ordered.indices[:num_kept].tolist())
 
 
+def test_typical_p_on_a_large_vocabulary_keeps_what_the_definition_in_float64_keeps() -> None:
+    logits = torch.randn(49152, generator=torch.Generator().manual_seed(5)) * 3
+    law = logits.double().softmax(0)
+    entropy = -(law * law.log()).sum()
+    order = (-law.log() - entropy).abs().sort(stable=True).indices
+    for typical_p in (0.2, 0.9, 0.99):
+        num_kept = 1 + int((law[order].cumsum(0)[:-1] < typical_p).sum())
+
+        kept = kept_tokens(logits.tolist(), ChoiceParams(typical_p=typical_p))
+
+        assert kept == set(order[:num_kept].tolist())
+
+
 def test_a_choice_depends_on_its_own_row_seed_and_position_only() -> None:
     logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(1))
     params = ChoiceParams(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, seed=77)
@@ -302,16 +316,16 @@ def test_choices_over_seeds_have_the_law_of_the_processed_logits(params: ChoiceP
     assert chi_square_p_value(counts, law) > FALSE_ALARM
 
 
-def no_noise(_seed: int, _position: int) -> torch.Tensor:
-    return torch.zeros(12)
+def no_noise(seeds: Sequence[int], _positions: Sequence[int]) -> torch.Tensor:
+    return torch.zeros(len(seeds), 12)
 
 
-def wider_noise(seed: int, position: int) -> torch.Tensor:
-    return 1.6 * gumbel(seed, position, 12)
+def wider_noise(seeds: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    return 1.6 * gumbel_rows(seeds, positions, 12)
 
 
-def uniform_noise(seed: int, position: int) -> torch.Tensor:
-    return (-(-gumbel(seed, position, 12)).exp()).exp()
+def uniform_noise(seeds: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    return (-(-gumbel_rows(seeds, positions, 12)).exp()).exp()
 
 
 @pytest.mark.parametrize("wrong_noise", [no_noise, wider_noise, uniform_noise])
@@ -330,7 +344,8 @@ def test_the_law_test_sees_a_wrong_noise(wrong_noise: Noise) -> None:
     ("noise", "is_right"),
     [
         (None, True),
-        (lambda seed, _position: gumbel(seed, 0, 4), False),  # the noise of one position, used at the next as well
+        # The noise of one position, used at the next as well.
+        (lambda seeds, positions: gumbel_rows(seeds, [0] * len(positions), 4), False),
     ],
     ids=["ours", "reused across positions"],
 )

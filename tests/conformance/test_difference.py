@@ -24,6 +24,7 @@ def answer(*tokens: int, logprobs: tuple[float, ...] = ()) -> Answer:
         model="m",
         seed=99,
         token_ids=tokens,
+        texts=("",) * len(tokens),
         sources=("target",) * len(tokens),
         text="",
         logprobs=tuple(TokenLogprobs(value, (), ()) for value in logprobs) or None,

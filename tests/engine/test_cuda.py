@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import Gemma2Config, GptOssConfig, LlamaConfig, PreTrainedConfig
 
-from workers.choice.noise import gumbel
+from workers.choice.gumbel import gumbel_of_words
+from workers.choice.noise import gumbel_rows
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.runner import Engine
@@ -20,11 +21,16 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
-def test_noise_is_the_same_bits_on_cuda_and_cpu(seed: int) -> None:
-    for position in (0, 1, 100_000):
-        on_cuda = gumbel(seed, position, 49_152, device=torch.device("cuda")).cpu()
-        assert torch.equal(on_cuda, gumbel(seed, position, 49_152, device=torch.device("cpu")))
+def test_noise_is_the_same_bits_on_cuda_and_cpu() -> None:
+    seeds, positions = [0, 1, 2**64 - 1], [0, 100_000, 2**32 - 1]
+    on_cuda = gumbel_rows(seeds, positions, 151_936, stream=1, salt=[0, 1, 2**32 - 1], device="cuda").cpu()
+    assert torch.equal(on_cuda, gumbel_rows(seeds, positions, 151_936, stream=1, salt=[0, 1, 2**32 - 1]))
+
+
+def test_the_noise_of_any_word_is_the_same_bits_on_cuda_and_cpu() -> None:
+    ends = torch.arange(2**20)
+    words = torch.cat([ends, 2**31 + ends, 2**32 - 1 - ends, torch.randint(2**32, (10**7,))])
+    assert torch.equal(gumbel_of_words(words.cuda()).cpu(), gumbel_of_words(words))
 
 
 def test_a_tree_on_cuda_has_the_logits_of_the_cpu(tiny_llama: Path) -> None:

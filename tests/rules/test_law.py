@@ -55,11 +55,6 @@ PARAMETERS = {
 
 
 @cache
-def noise(seed: int, position: int) -> torch.Tensor:
-    return gumbel(seed, position, VOCAB)
-
-
-@cache
 def logits_after(path: tuple[int, ...], model: str = "target") -> torch.Tensor:
     """[vocab] f32: of a toy model, a function of the path behind the root."""
     generator = torch.Generator().manual_seed(hash((model == "target", *path)) & 0xFFFF_FFFF)
@@ -105,7 +100,7 @@ def outputs(
             for seed, draft in zip(running, drafts, strict=True)
             for behind in draft.paths.behind_root()
         ]
-        for seed, verdict in zip(running, verdicts(torch.stack(logits), drafts, noise), strict=True):
+        for seed, verdict in zip(running, verdicts(torch.stack(logits), drafts), strict=True):
             assert isinstance(verdict, Verdict), verdict
             paths[seed] += verdict.walk.tokens
         running = [seed for seed in running if not is_complete(paths[seed], params)]
@@ -133,7 +128,7 @@ def draft_after(path: tuple[int, ...], params: ChoiceParams, rng: np.random.Gene
             # The drafter's best noisy scores, with the target's noise.
             with np.errstate(divide="ignore"):
                 scores = np.log(law_after(behind, general, "draft"))
-            scores = scores + noise(params.seed, len(PROMPT) + len(behind)).numpy()
+            scores = scores + gumbel(params.seed, len(PROMPT) + len(behind), VOCAB).numpy()
             tokens.append(int((-scores).argsort(kind="stable")[len(siblings)]))
     return Draft(its, Paths([*PROMPT, *path], tokens, list(shape)), drawn_from=drawn_from)
 

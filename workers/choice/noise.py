@@ -4,77 +4,79 @@ Gumbel noise added to log-probabilities turns argmax into an exact sample (the G
 computed, not drawn from a state, every process gets the same noise for the same position: with drafters or
 without, after a restart, on any device.
 
-The bits come from Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011): the key is the seed, the counter is (token // 4, position, stream, 0), and the token's word is token % 4.
-Integer arithmetic only, so the bits are equal everywhere; the logarithms are taken in float64 and then rounded.
+Its words are those of Philox4x32-10 (philox.py): the key is the seed, the counter is (token // 4, position, stream,
+salt), and the token's word is token % 4. gumbel.py makes the noise of them. On a CPU with our kernels
+(kernels/choice.cpp) both are one operator; its bits are the same.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFF_FFFF
-_MULTIPLIERS = (0xD251_1F53, 0xCD9E_8D57)
-_KEY_STEPS = (0x9E37_79B9, 0xBB67_AE85)
-_NUM_ROUNDS = 10
+from workers.choice.gumbel import gumbel_of_words
+from workers.choice.philox import MASK, philox, philox_of_integers
+from workers.kernels.build import are_kernels_loaded
 
 _CACHE_BYTES = 64 << 20
+_MOST_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 24}  # words: those of a CPU stay in its cache
 
 
-def philox(
-    counter: Sequence[Tensor | int],  # four words below 2**32, each an int or [num] i64
-    key: tuple[int, int],  # two words below 2**32
-) -> list[Tensor]:
-    """Four random words below 2**32 for each counter, [num] i64 each. At least one word of the counter is a tensor.
-
-    A product of two words needs 64 bits and wraps to a negative i64. Its bits are still the right ones: the low
-    word is what the mask leaves, and the high word what it leaves of an arithmetic shift.
-    """
-    return [torch.as_tensor(word) for word in _rounds(counter, key)]
-
-
-def _rounds(counter: Sequence[Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
-    """Of tensors and integers alike; all words are integers where the counter's are."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_NUM_ROUNDS):
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        high0, high1 = product0 >> 32, product1 >> 32
-        # In place, from here on: these four are this round's own, and a pass needs many rounds.
-        high0 ^= c3
-        high0 ^= k1
-        high0 &= _MASK
-        high1 ^= c1
-        high1 ^= k0
-        high1 &= _MASK
-        product0 &= _MASK
-        product1 &= _MASK
-        c0, c1, c2, c3 = high1, product1, high0, product0
-        k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
-    return c0, c1, c2, c3
-
-
-def gumbel(
-    seed: int,  # 64 bits, unsigned
-    position: int,  # of the token that is being chosen, 0-based from the start of the prompt
+def gumbel_rows(
+    seeds: Sequence[int],  # [num_rows]; 64 bits, unsigned
+    positions: Sequence[int],  # [num_rows]; of the token that is being chosen, 0-based from the start of the prompt
     vocab: int,
     *,
     stream: int = 0,  # independent noise for another use at the same position
+    salt: int | Sequence[int] = 0,  # [num_rows]; independent noise for each, in 32 bits
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard Gumbel noise for every token, [vocab] f32, between -3.2 and 22.9.
+    """Standard Gumbel noise for every token, [num_rows, vocab] f32, between -3.2 and 22.9.
 
     The noise of a token does not depend on `vocab`, so models whose vocabularies are padded differently share it.
     """
-    counters = torch.arange(-(-vocab // 4), dtype=torch.int64, device=device)
-    words = torch.stack(philox((counters, position, stream, 0), (seed & _MASK, seed >> 32)), dim=1)
-    uniform = words.view(-1)[:vocab].double().add_(0.5).mul_(2.0**-32)
-    return uniform.log_().neg_().log_().neg_().float()
+    device = torch.device(device)
+    salts = [salt] * len(seeds) if isinstance(salt, int) else salt
+    rows = (integers(seeds, device), integers(positions, device), integers(salts, device))
+    if device.type == "cpu" and are_kernels_loaded():
+        fast: Tensor = torch.ops.outrider.gumbel_rows(*rows, stream, vocab)
+        return fast
+    return gumbel_rows_of_torch(*rows, stream, vocab)
+
+
+def gumbel_rows_of_torch(
+    seeds: Tensor,  # [num_rows] i64: the bits of an unsigned number
+    positions: Tensor,  # [num_rows] i64
+    salts: Tensor,  # [num_rows] i64
+    stream: int,
+    vocab: int,
+) -> Tensor:
+    """`gumbel_rows` in torch's operators, on any device. [num_rows, vocab] f32"""
+    noise = torch.empty(len(seeds), vocab, device=seeds.device)
+    counters = torch.arange(-(-vocab // 4), device=seeds.device)
+    num_at_once = max(1, _MOST_AT_ONCE.get(seeds.device.type, 1 << 16) // vocab)
+    parts = (torch.split(tensor, num_at_once) for tensor in (noise, seeds[:, None], positions[:, None], salts[:, None]))
+    for target, seed, position, salt in zip(*parts, strict=True):
+        words = philox((counters, position, stream, salt), (seed & MASK, (seed >> 32) & MASK))
+        target.copy_(gumbel_of_words(torch.stack(words, dim=-1).flatten(1)[:, :vocab]))
+    return noise
+
+
+def gumbel(
+    seed: int,
+    position: int,
+    vocab: int,
+    *,
+    stream: int = 0,
+    salt: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The one row of `gumbel_rows`, [vocab] f32."""
+    return gumbel_rows([seed], [position], vocab, stream=stream, salt=salt, device=device)[0]
 
 
 def uniform(
@@ -83,11 +85,22 @@ def uniform(
     *,
     index: int,  # of several numbers at one position
     stream: int,
-    salt: int = 0,  # below 2**32; independent numbers for another use of the same stream
+    salt: int = 0,
 ) -> float:
     """One number from [0, 1), a multiple of 2**-53, for a decision that needs no vector."""
-    words = _rounds((index, position, stream, salt), (seed & _MASK, seed >> 32))
+    words = philox_of_integers((index, position, stream, salt), (seed & MASK, seed >> 32))
     return float((words[0] << 21) | (words[1] >> 11)) * 2.0**-53
+
+
+def integers(values: Sequence[int], device: torch.device) -> Tensor:
+    """The 64 bits of each, [num_values] i64: what is above 2**63 wraps."""
+    return torch.from_numpy(np.array(values, dtype=np.uint64).view(np.int64)).to(device)
+
+
+def kept_noise(vocab: int, device: torch.device) -> NoiseCache | None:
+    """What is kept of the noise between passes. None where our kernels compute it while they choose: most tokens
+    then need none, and to read it would take longer. Ask once the engine, which loads the kernels, is there."""
+    return None if device.type == "cpu" and are_kernels_loaded() else NoiseCache(vocab, device)
 
 
 class NoiseCache:
@@ -95,16 +108,32 @@ class NoiseCache:
 
     def __init__(self, vocab: int, device: torch.device | str = "cpu", max_bytes: int = _CACHE_BYTES) -> None:
         self._vocab = vocab
-        self._device = device
-        self._max_vectors = max(1, max_bytes // (4 * vocab))
-        self._vectors: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._device = torch.device(device)
+        num_slots = max(1, max_bytes // (4 * vocab))
+        self._rows = torch.empty(num_slots, vocab, device=self._device)
+        self._slots: OrderedDict[tuple[int, int], int] = OrderedDict()  # the longest unused first
+        self._unused = list(range(num_slots))
 
-    def __call__(self, seed: int, position: int) -> Tensor:
-        """`gumbel(seed, position, vocab)`, [vocab] f32; not to be written to."""
-        vector = self._vectors.get((seed, position))
-        if vector is None:
-            vector = self._vectors[seed, position] = gumbel(seed, position, self._vocab, device=self._device)
-            if len(self._vectors) > self._max_vectors:
-                self._vectors.popitem(last=False)
-        self._vectors.move_to_end((seed, position))
-        return vector
+    def __call__(self, seeds: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """`gumbel_rows(seeds, positions, vocab)`, [num_nodes, vocab] f32; what is missing is computed at once."""
+        wanted = list(zip(seeds, positions, strict=True))
+        distinct = list(dict.fromkeys(wanted))
+        if len(distinct) > len(self._rows):  # these fill it several times over: nothing of them is kept
+            place = {key: row for row, key in enumerate(distinct)}
+            return self._computed(distinct)[self._index([place[key] for key in wanted])]
+        missing = [key for key in distinct if key not in self._slots]
+        for key in distinct:
+            if key in self._slots:
+                self._slots.move_to_end(key)
+        for key in missing:
+            self._slots[key] = self._unused.pop() if self._unused else self._slots.popitem(last=False)[1]
+        if missing:
+            self._rows[self._index([self._slots[key] for key in missing])] = self._computed(missing)
+        return self._rows[self._index([self._slots[key] for key in wanted])]
+
+    def _computed(self, keys: Sequence[tuple[int, int]]) -> Tensor:
+        seeds, positions = zip(*keys, strict=True)
+        return gumbel_rows(seeds, positions, self._vocab, device=self._device)
+
+    def _index(self, places: Sequence[int]) -> Tensor:
+        return torch.tensor(places, device=self._device)

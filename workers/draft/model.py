@@ -24,8 +24,8 @@ from torch import Tensor
 from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
 from outrider.v1 import worker_pb2
-from workers.choice.choose import noisy_scores
-from workers.choice.noise import NoiseCache
+from workers.choice.choose import Noise, noisy_scores
+from workers.choice.noise import kept_noise
 from workers.choice.params import ChoiceParams
 from workers.choice.paths import Paths
 from workers.choice.penalties import edit
@@ -58,7 +58,7 @@ def load(source: str, resources: Resources) -> ModelDrafter:
         compiled=resources.compiled,
         cache_dir=resources.cache_dir,
     )
-    noise = NoiseCache(engine.spec.vocab_size, resolve_device(resources.device))
+    noise = kept_noise(engine.spec.vocab_size, resolve_device(resources.device))
     return ModelDrafter(engine, vocabulary_of(checkpoint.folder, engine.spec.vocab_size), noise)
 
 
@@ -86,7 +86,7 @@ class ModelDrafter:
     kind = "model"
     draws = True
 
-    def __init__(self, engine: Engine, vocabulary: worker_pb2.Vocabulary, noise: NoiseCache) -> None:
+    def __init__(self, engine: Engine, vocabulary: worker_pb2.Vocabulary, noise: Noise | None) -> None:
         self.model = engine.spec.name
         self.vocabulary = vocabulary
         self.max_context = engine.spec.max_context

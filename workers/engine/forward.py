@@ -55,7 +55,7 @@ def choose_forward(
 
     Raises Unsupported where there is none.
     """
-    if device.type == "cpu" and shape.dtype in PACKED_DTYPES and load_kernels(cache_dir):
+    if device.type == "cpu" and load_kernels(cache_dir) and shape.dtype in PACKED_DTYPES:  # of any dtype, the choice's
         return KernelForward(module, shape, exact=exact)
     if exact:
         raise Unsupported("exact is for CPUs with our kernels, in float32 or bfloat16")

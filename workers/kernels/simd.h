@@ -87,6 +87,21 @@ inline Vec select(IntVec condition, Vec if_true, Vec if_false) {
   return (Vec)(((IntVec)if_true & condition) | ((IntVec)if_false & ~condition));
 }
 
+// Whether a comparison holds in one lane at least.
+inline bool any(IntVec condition) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition) != 0;
+#elif defined(__AVX__)
+  return !_mm256_testz_si256((__m256i)condition, (__m256i)condition);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)condition) != 0;
+#else
+  for (int lane = 0; lane < kLanes; ++lane)
+    if (condition[lane]) return true;
+  return false;
+#endif
+}
+
 inline Vec maximum(Vec a, Vec b) { return select(a > b, a, b); }
 
 inline float largest(Vec vector) {

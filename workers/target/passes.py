@@ -24,8 +24,8 @@ from outrider.errors import InvalidRequest, NoTokenLeft, OutriderError, Unsuppor
 from outrider.packing import pack_f32, pack_i32
 from outrider.tree import TreeError
 from outrider.v1 import target_pb2, worker_pb2
+from workers.choice.choose import Noise
 from workers.choice.grammar import Grammars, GrammarState
-from workers.choice.noise import NoiseCache
 from workers.choice.params import ChoiceParams
 from workers.choice.paths import Paths
 from workers.engine.batch import Row
@@ -82,7 +82,7 @@ class _RowRefused(Exception):
 class Passes:
     """The passes of all sessions on one engine. Used by the engine's thread alone."""
 
-    def __init__(self, engine: Engine, noise: NoiseCache, grammars: Grammars, max_pass_tokens: int) -> None:
+    def __init__(self, engine: Engine, noise: Noise | None, grammars: Grammars, max_pass_tokens: int) -> None:
         self._engine = engine
         self._noise = noise
         self._grammars = grammars

@@ -15,7 +15,7 @@ import grpc
 from outrider.errors import InvalidRequest
 from outrider.v1 import target_pb2, target_pb2_grpc, worker_pb2
 from workers.choice.grammar import Grammars
-from workers.choice.noise import NoiseCache
+from workers.choice.noise import kept_noise
 from workers.engine.checkpoint import DEFAULT_CACHE_DIR, Checkpoint, prepare_checkpoint
 from workers.engine.device import resolve_device, set_num_threads
 from workers.engine.kept_profiles import cost_profile
@@ -184,7 +184,7 @@ async def _tick(thread: EngineThread, group: Group) -> None:
 
 def _servicer(config: TargetConfig, checkpoint: Checkpoint, engine: Engine, thread: EngineThread) -> _Servicer:
     """On the engine's thread, which measures how long passes take where that is not known yet."""
-    noise = NoiseCache(engine.spec.vocab_size, resolve_device(config.device))
+    noise = kept_noise(engine.spec.vocab_size, resolve_device(config.device))
     grammars = Grammars(checkpoint.folder, engine.spec.vocab_size, engine.spec.end_token_ids)
     return _Servicer(
         checkpoint.folder,

@@ -45,7 +45,7 @@ class Verdict:
 def verdicts(
     logits: Tensor,  # [num_paths of all drafts, vocab] f32; changed in place
     drafts: Sequence[Draft],
-    noise: Noise,
+    noise: Noise | None = None,
 ) -> list[Verdict | OutriderError]:
     """One for each draft. An error stands in place of the verdict of a row that has none: UnusableLogits,
     NoTokenLeft, or InvalidRequest where committed tokens contradict the request's grammar."""
