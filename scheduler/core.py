@@ -21,6 +21,7 @@ from itertools import count
 
 from outrider.errors import DeadlineExceeded, InternalError, NoTokenLeft, OutriderError, Overloaded, ServerUnavailable
 from outrider.types import FinishReason, TokenLogprobs
+from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_TYPICAL
 from scheduler.drafting import Drafting
 from scheduler.events import (
     Cancelled,
@@ -306,6 +307,8 @@ class Core:
             text = f"the target sent {len(outcome.logprobs)} log-probabilities for {len(outcome.tokens)} tokens"
             self._fail(request, InternalError(text), now_s)
             return
+        if not request.new.is_drawn_for and request.new.opening.acceptance_rule != ACCEPTANCE_RULE_TYPICAL:
+            self._drafting.survival.learn(request.tree, outcome.tokens, request.new.is_greedy)
         commit = request.commit(outcome.tokens)
         logprobs: Sequence[TokenLogprobs | None] = outcome.logprobs[: len(commit.tokens)]
         if not wants_logprobs:

@@ -1,6 +1,8 @@
 """The core's side of drafting: who drafts for whom, what each drafter was told, and which ones keep up.
 
-Part of the core: no I/O. A drafter's answer counts only for the (request, epoch, committed_len) of its newest order.
+Part of the core: no I/O. A drafter's nodes are found by their numbers within (request, epoch), so a growth that
+verdicts have overtaken still finds its place, or is seen to be out of date. A drafter is late when nothing comes for
+its newest order in time.
 
 A request whose rule asks for drawn nodes has one drafter: nodes of two that bear the same token would be one node with
 two laws. One that draws is preferred; nodes that were not drawn are right too, and accepted less often.
@@ -14,6 +16,11 @@ from outrider.draft_law import DraftLaw
 from outrider.tree import Node
 from scheduler.events import DrafterCount, Growth, ReleaseDrafter, SendOrder
 from scheduler.request import DrafterView, Request
+from scheduler.survival import Survival
+
+RUN_AHEAD = 3  # times a pass's nodes: what a drafter may have waiting, those in flight among them
+MIN_SURVIVAL = 0.01  # a node that is reached less often is not worth a drafter's time
+MAX_TREE_NODES = 1024
 
 
 class Drafting:
@@ -29,6 +36,7 @@ class Drafting:
         self._draft_wait_s = draft_wait_s
         self._running = running
         self._epochs = epochs
+        self.survival = Survival()
         self._workers: dict[str, tuple[str, ...]] = {}  # names of the drafters on each worker
         self._drawing: set[str] = set()  # names of those that can draw
 
@@ -38,7 +46,7 @@ class Drafting:
         return [
             self._order(request, view, now_s)
             for view in request.drafters.values()
-            if view.ordered_len is None or (view.worker, view.drafter) not in self.late
+            if not view.is_silent or (view.worker, view.drafter) not in self.late
         ]
 
     def add_worker(
@@ -64,7 +72,7 @@ class Drafting:
     def note_late(self, now_s: float) -> None:
         for request in self._running.values():
             for view in request.drafters.values():
-                if view.ordered_len is not None and now_s >= view.ordered_s + self._draft_wait_s:
+                if view.is_silent and now_s >= view.ordered_s + self._draft_wait_s:
                     self.late.add((view.worker, view.drafter))
 
     def grow(self, grown: Growth, vocab_size: int, now_s: float) -> list[SendOrder]:
@@ -75,11 +83,13 @@ class Drafting:
             return []
         if grown.is_prefix_missing:
             return self._reopen(request, view, now_s)
-        if grown.committed_len != view.ordered_len:
+        if grown.committed_len > request.committed_len:
+            return []  # no drafter knows more than the scheduler
+        if not request.new.is_drawn_for or grown.committed_len == request.committed_len:
+            self._add_nodes(request, view, grown, vocab_size)
+        if view.ordered_len is None or grown.committed_len < view.ordered_len:
             return []
-        if grown.committed_len == request.committed_len:
-            _add_nodes(request, view, grown, vocab_size)
-        return self._finish_order(request, view, now_s) if grown.is_done else []
+        return self._note_answer(request, view, grown.is_done, now_s)
 
     def _order_from_new(self, now_s: float) -> list[SendOrder]:
         requests = self._running.values()
@@ -121,41 +131,53 @@ class Drafting:
             opening=request.new.opening if view.is_opening else None,
             tokens_start=view.told_len,
             tokens=request.tokens[view.told_len :],
-            max_nodes=request.new.max_nodes,
+            max_nodes=request.new.max_nodes * (1 if request.new.is_drawn_for else RUN_AHEAD),
+            min_survival=MIN_SURVIVAL,
         )
         view.told_len = view.ordered_len = request.committed_len
-        view.ordered_s = now_s
-        view.nodes = {}
+        view.ordered_s, view.is_silent = now_s, True
         return order
 
     def _reopen(self, request: Request, view: DrafterView, now_s: float) -> list[SendOrder]:
         """Send everything again. A drafter that misses what it was just sent whole waits for the next commit."""
-        view.epoch, view.told_len, view.ordered_len = next(self._epochs), 0, None
+        view.epoch, view.told_len, view.ordered_len, view.is_silent = next(self._epochs), 0, None, False
+        view.places = {}
         return [] if view.is_opening else [self._order(request, view, now_s)]
 
-    def _finish_order(self, request: Request, view: DrafterView, now_s: float) -> list[SendOrder]:
-        elapsed_s, ordered_len = now_s - view.ordered_s, view.ordered_len
-        view.ordered_len = None
-        if elapsed_s <= self._draft_wait_s:
+    def _note_answer(self, request: Request, view: DrafterView, is_done: bool, now_s: float) -> list[SendOrder]:
+        """Something has come for the newest order. A drafter that kept nobody waiting is not late any more."""
+        if view.is_silent and now_s - view.ordered_s <= self._draft_wait_s:
             self.late.discard((view.worker, view.drafter))
-        return [] if ordered_len == request.committed_len else [self._order(request, view, now_s)]
+        view.is_silent = False
+        is_outdated = view.ordered_len != request.committed_len
+        if is_done:
+            view.ordered_len = None
+        return [self._order(request, view, now_s)] if is_outdated else []
 
-
-def _add_nodes(request: Request, view: DrafterView, grown: Growth, vocab_size: int) -> None:
-    """Merge nodes into the tree. Dropped: those without a parent, outside the vocabulary, beyond the order, or with
-    a law that they can't have been drawn from. Laws are left out where the request's rule does not ask for them."""
-    drafted = request.stats.drafters.setdefault(view.drafter, DrafterCount())
-    laws = grown.laws if grown.laws and request.new.is_drawn_for else [None] * len(grown.tokens)
-    entries = zip(grown.tokens, grown.parents, grown.scores, laws, strict=True)
-    for number, (token, parent_number, score, law) in enumerate(entries, grown.first_node):
-        parent = view.nodes.get(parent_number)
-        is_orphan = parent is None and parent_number != 0
-        if is_orphan or not 0 <= token < vocab_size or len(view.nodes) >= request.new.max_nodes:
-            continue
-        if not _can_be_drawn(token, law, request.tree.children(parent), vocab_size):
-            continue
-        view.nodes[number] = request.tree.add(parent, token, view.drafter, score, law)
-        drafted.num_drafted_nodes += 1
+    def _add_nodes(self, request: Request, view: DrafterView, grown: Growth, vocab_size: int) -> None:
+        """Merge nodes into the tree. Dropped: those whose place is gone, or unknown; those outside the vocabulary, or
+        with a law that they can't have been drawn from; and whatever would make the tree too large.
+        """
+        drafted = request.stats.drafters.setdefault(view.drafter, DrafterCount())
+        is_drawn_for = request.new.is_drawn_for
+        laws = grown.laws if grown.laws and is_drawn_for else [None] * len(grown.tokens)
+        entries = zip(grown.tokens, grown.parents, grown.scores, laws, strict=True)
+        for number, (token, parent_number, score, law) in enumerate(entries, grown.first_node):
+            parent = view.places.get(parent_number) if parent_number else grown.committed_len - 1
+            if parent is None or not 0 <= token < vocab_size or len(view.places) >= 2 * MAX_TREE_NODES:
+                continue
+            if isinstance(parent, int) and parent + 1 < request.committed_len:
+                if request.tokens[parent + 1] == token:
+                    view.places[number] = parent + 1
+                continue
+            above = parent if isinstance(parent, Node) else None
+            siblings = request.tree.children(above)
+            if len(request.tree) >= MAX_TREE_NODES or not _can_be_drawn(token, law, siblings, vocab_size):
+                continue
+            node = view.places[number] = request.tree.add(above, token, view.drafter, score, law)
+            if not is_drawn_for:
+                node.chance = self.survival.chance(node.votes, request.new.is_greedy)
+            drafted.num_drafted_nodes += 1
 
 
 def _can_be_drawn(token: int, law: DraftLaw | None, siblings: Mapping[int, Node], vocab_size: int) -> bool:

@@ -40,6 +40,10 @@ class NewRequest:
         is_sampled = self.opening.sampling.temperature > 0
         return is_sampled and self.opening.acceptance_rule == ACCEPTANCE_RULE_REJECTION
 
+    @property
+    def is_greedy(self) -> bool:
+        return self.opening.sampling.temperature == 0
+
     def may_use(self, drafter: str) -> bool:
         return self.speculates and (not self.drafters or drafter in self.drafters)
 
@@ -124,7 +128,7 @@ class DrafterDown:
 class Growth:
     """Nodes for a request's tree; the lists have one length.
 
-    `parents` are node numbers of the same order, 0 for the root.
+    `parents` are the drafter's numbers of nodes in this epoch, 0 for the root: the token at committed_len - 1.
     """
 
     worker: str
@@ -200,7 +204,8 @@ class SendOrder:
     opening: OpenRequest | None  # with the first message of an epoch
     tokens_start: int
     tokens: Sequence[int]
-    max_nodes: int
+    max_nodes: int  # below this root, those that are there already included
+    min_survival: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +244,8 @@ class RequestStats:
     num_passes: int = 0
     num_drafted_nodes: int = 0
     num_accepted_tokens: int = 0
+    num_hits: int = 0  # verdicts after which a node was there already
+    hit_depth: int = 0  # how deep the tree was then, summed up over the hits
     drafters: dict[str, DrafterCount] = field(default_factory=dict)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from outrider.draft_law import pack_laws, unpack_laws
 from outrider.errors import InvalidRequest
 from outrider.packing import pack_i32, unpack_f32, unpack_i32
+from outrider.scores import unpack_scores
 from outrider.types import TokenLogprobs
 from outrider.v1 import drafter_pb2, target_pb2
 from outrider.v1.worker_pb2 import RequestRef, TokenSpan
@@ -51,6 +52,7 @@ def order_message(command: SendOrder) -> drafter_pb2.DrafterCommand:
         open=command.opening,
         tokens=TokenSpan(start=command.tokens_start, ids=pack_i32(command.tokens)),
         max_nodes=command.max_nodes,
+        min_survival=command.min_survival,
     )
     return drafter_pb2.DrafterCommand(orders=drafter_pb2.DraftOrders(orders=[order]))
 
@@ -67,14 +69,14 @@ def pass_done_of(result: target_pb2.PassResult) -> PassDone:
 def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Growth]:
     """A report's growths. One whose lists don't fit together keeps its meaning but loses its nodes."""
     for growth in growths.growths:
+        tokens, distances, scores = list(growth.tokens), list(growth.distances), unpack_scores(growth.scores)
         try:
-            tokens, parents = unpack_i32(growth.tokens), unpack_i32(growth.parents)
-            scores = unpack_f32(growth.scores) or [0.0] * len(tokens)
             laws = unpack_laws(growth.laws, len(tokens)) if growth.HasField("laws") else []
         except InvalidRequest:
-            tokens, parents, scores, laws = [], [], [], []
-        if not len(tokens) == len(parents) == len(scores):
-            tokens, parents, scores, laws = [], [], [], []
+            tokens, laws = [], []
+        if not len(tokens) == len(distances) == len(scores):
+            tokens, distances, scores, laws = [], [], [], []
+        numbers = range(growth.first_node, growth.first_node + len(tokens))
         yield Growth(
             worker=worker,
             drafter=growth.drafter,
@@ -83,7 +85,7 @@ def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Growth]:
             committed_len=growth.committed_len,
             first_node=growth.first_node,
             tokens=tokens,
-            parents=parents,
+            parents=[number - far if far else 0 for number, far in zip(numbers, distances, strict=True)],
             scores=scores,
             is_done=growth.is_done,
             is_prefix_missing=growth.is_prefix_missing,

@@ -24,9 +24,10 @@ class PolicyConfig:
 def wait_until_s(request: Request, late: AbstractSet[tuple[str, str]], config: PolicyConfig) -> float:
     """When this request's row may go at the latest: -inf where there is nothing to wait for.
 
-    `late`: the (worker, drafter) pairs that did not keep up; nobody waits for them. A prompt never waits.
+    `late`: the (worker, drafter) pairs that did not keep up; nobody waits for them. A prompt never waits, and neither
+    does a row whose tree is large enough: what comes later is run-ahead.
     """
-    if request.num_completion_tokens == 0:
+    if request.num_completion_tokens == 0 or len(request.tree) >= request.new.max_nodes:
         return float("-inf")
     return max(
         (
@@ -77,11 +78,13 @@ def plan_row(request: Request, room: int) -> PlannedRow:
 
 
 def select_nodes(request: Request, max_nodes: int) -> Sequence[Node]:
-    """The first `max_nodes` nodes of the tree, breadth first: always a connected subtree.
+    """The likeliest `max_nodes` nodes of the tree, a connected part of it.
 
-    The last token of an answer is the target's own, so a node that deep could never be committed. Which nodes are
-    taken does not depend on their tokens: under the rejection rule that would bend the law of the answer.
+    The last token of an answer is the target's own, so a node that deep could never be committed. Nodes that were
+    drawn are taken in their order, whatever their tokens are: anything else would bend the law of the answer.
     """
     depth_of_use = request.new.max_tokens - request.num_completion_tokens - 1
+    if not request.new.is_drawn_for:
+        return request.tree.likeliest(max_nodes, depth_of_use)
     within = (node for node in request.tree if node.depth <= depth_of_use)
     return list(islice(within, max(max_nodes, 0)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from outrider.tree import DraftTree, Node
 from outrider.types import FinishReason, TokenSource
 from scheduler.events import DrafterCount, NewRequest, RequestStats
+
+MAX_OVERTAKEN = 64  # tokens that may be committed while a growth is on its way, and it still finds its place
 
 
 @dataclass(slots=True)
@@ -28,8 +31,11 @@ class DrafterView:
     told_len: int = 0
     ordered_len: int | None = None  # committed_len of the order that it has not finished
     ordered_s: float = 0.0
+    is_silent: bool = False  # nothing has come for that order
     is_opening: bool = False  # the last order brought everything from the first token on
-    nodes: dict[int, Node] = field(default_factory=dict)  # of that order, by the drafter's own numbers
+    # What its nodes have become, by its own numbers: nodes of the tree, or places in the committed tokens. Those that
+    # were pruned are gone.
+    places: dict[int, Node | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +103,8 @@ class Request:
                 break
         num_accepted = min(len(kept), len(walked) - 1)
         self._count(kept[:num_accepted])
-        self.tokens.extend(kept)
         self._move_root(kept)
+        self.tokens.extend(kept)
         sources: list[TokenSource] = ["draft" if i < num_accepted else "target" for i in range(len(kept))]
         return Commit(kept, sources, reason, end_token_id)
 
@@ -106,13 +112,41 @@ class Request:
         """What was drawn is used up: the verdict depended on it, also on what it did not come to."""
         if self.new.is_drawn_for:
             self.tree.clear()
-        else:
-            self.tree.advance(committed)
+            return
+        passed: dict[int, int] = {}  # nodes that the root moves over, by number: their places
+        node: Node | None = None
+        for place, token in enumerate(committed, self.committed_len):
+            node = self.tree.children(node).get(token)
+            if node is None:
+                break
+            passed[node.number] = place
+        self.tree.advance(committed)
+        standing = {node.number for node in self.tree}
+        oldest = self.committed_len + len(committed) - MAX_OVERTAKEN
+        for view in self.drafters.values():
+            view.places = dict(_follow(view.places, passed, standing, oldest))
+        if len(self.tree):
+            self.stats.num_hits += 1
+            self.stats.hit_depth += max(node.depth for node in self.tree)
 
     def _count(self, accepted: Sequence[int]) -> None:
         self.stats.num_passes += 1
         self.stats.num_accepted_tokens += len(accepted)
         for depth in range(1, len(accepted) + 1):
             node = self.tree.find(accepted[:depth])
-            for source in node.sources if node is not None else ():
+            for source in node.votes if node is not None else ():
                 self.stats.drafters.setdefault(source, DrafterCount()).num_accepted_tokens += 1
+
+
+def _follow(
+    places: Mapping[int, Node | int], passed: Mapping[int, int], standing: AbstractSet[int], oldest: int
+) -> Iterator[tuple[int, Node | int]]:
+    """Where a drafter's nodes are after the root has moved; `passed` and `standing` are numbers of the tree's own."""
+    for number, place in places.items():
+        if isinstance(place, Node):
+            if place.number in passed:
+                yield number, passed[place.number]
+            elif place.number in standing:
+                yield number, place
+        elif place >= oldest:
+            yield number, place

@@ -89,4 +89,6 @@ def _speculation(new: NewRequest, stats: RequestStats, sent: SentTokens) -> pb.S
             )
             for name, counts in sorted(stats.drafters.items())
         ],
+        num_hits=stats.num_hits,
+        mean_hit_depth=stats.hit_depth / stats.num_hits if stats.num_hits else 0.0,
     )

@@ -206,6 +206,8 @@ def speculation_stats_from_proto(stats: pb.SpeculationStats) -> SpeculationStats
             DrafterStats(drafter.name, drafter.num_drafted_nodes, drafter.num_accepted_tokens)
             for drafter in stats.drafters
         ),
+        num_hits=stats.num_hits,
+        mean_hit_depth=stats.mean_hit_depth,
     )
 
 

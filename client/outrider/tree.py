@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
@@ -26,15 +27,24 @@ def check_parents(parents: Sequence[int]) -> None:
             raise TreeError(f"parents[{node}] is {parent}: it must be {ROOT} (the root) or an earlier node")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """A drafter's proposal of a node."""
+
+    rank: int  # among what it proposed below the same parent: 0 came first
+    score: float  # higher is likelier; what it is worth is learned (calibration.py)
+
+
+@dataclass(slots=True, eq=False)
 class Node:
     """One proposed token. Compared and kept by identity; its path is its meaning."""
 
+    number: int  # in order of addition to its tree, from 1 on; never used again
     token: int
     parent: Node | None  # None: a child of the root
     depth: int  # tokens after the root: 1 for the root's children
-    score: float  # the drafter's score; higher is likelier
-    sources: list[str]  # names of the drafters that proposed it, the first one first
+    votes: dict[str, Vote]  # by the name of the drafter; the first one that proposed it comes first
+    chance: float = 1.0  # that it is the choice, if its parent is reached; never read where nobody prices nodes
     law: DraftLaw | None = None  # that it and its later siblings were drawn from, if it is the first of them
     children: dict[int, Node] = field(default_factory=dict)  # by token
 
@@ -49,6 +59,7 @@ class DraftTree:
     def __init__(self) -> None:
         self._children: dict[int, Node] = {}
         self._num_nodes = 0
+        self._next_number = 1
 
     def __len__(self) -> int:
         return self._num_nodes
@@ -70,11 +81,13 @@ class DraftTree:
         siblings = self._children if parent is None else parent.children
         node = siblings.get(token)
         if node is None:
-            node = Node(token, parent, 1 if parent is None else parent.depth + 1, score, [source], law)
-            siblings[token] = node
+            depth = 1 if parent is None else parent.depth + 1
+            node = siblings[token] = Node(self._next_number, token, parent, depth, {}, law=law)
+            self._next_number += 1
             self._num_nodes += 1
-        elif source not in node.sources:
-            node.sources.append(source)
+        if source not in node.votes:
+            rank = sum(source in sibling.votes for sibling in siblings.values())
+            node.votes[source] = Vote(rank, score)
         return node
 
     def children(self, parent: Node | None) -> Mapping[int, Node]:
@@ -89,6 +102,23 @@ class DraftTree:
             if node is None:
                 return None
         return node
+
+    def likeliest(self, max_nodes: int, max_depth: int) -> list[Node]:
+        """The nodes with the highest survival, the product of the chances on their path; parents come before children.
+
+        Survival never rises along a path, so whatever is taken is a connected part of the tree.
+        """
+        taken: list[Node] = []
+        heap = [(-node.chance, node.number, node) for node in self._children.values()]
+        heap.sort()
+        while heap and len(taken) < max_nodes:
+            survival, _, node = heappop(heap)
+            if node.depth > max_depth:
+                continue
+            taken.append(node)
+            for child in node.children.values():
+                heappush(heap, (survival * child.chance, child.number, child))
+        return taken
 
     def advance(self, committed: Sequence[int]) -> None:
         """Move the root along newly committed tokens. What lies beside them is pruned; what lies below lives on."""
@@ -111,10 +141,10 @@ def pack_nodes(nodes: Sequence[Node]) -> tuple[list[int], list[int]]:
 
     Raises TreeError when a node's parent is neither the root nor selected before it.
     """
-    index = {id(node): i for i, node in enumerate(nodes)}
+    index = {node.number: i for i, node in enumerate(nodes)}
     parents: list[int] = []
     for i, node in enumerate(nodes):
-        parent = ROOT if node.parent is None else index.get(id(node.parent), len(nodes))
+        parent = ROOT if node.parent is None else index.get(node.parent.number, len(nodes))
         if parent >= i:
             raise TreeError(f"node {i} (token {node.token}) comes without, or before, its parent")
         parents.append(parent)

@@ -122,6 +122,8 @@ class SpeculationStats:
     num_drafted_nodes: int
     num_accepted_tokens: int
     drafters: tuple[DrafterStats, ...]
+    num_hits: int = 0  # passes after which drafted nodes were there already: run-ahead
+    mean_hit_depth: float = 0.0  # how deep they reached then, over the hits
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from outrider.errors import InvalidRequest
-from outrider.tree import ROOT, DraftTree, Node, TreeError, check_parents, pack_nodes
+from outrider.tree import ROOT, DraftTree, Node, TreeError, Vote, check_parents, pack_nodes
 
 Path = tuple[int, ...]
 seeded = settings(derandomize=True, deadline=None)
@@ -58,7 +58,7 @@ class TreeIsASetOfPaths(RuleBasedStateMachine):
 
     @invariant()
     def it_holds_exactly_the_paths_of_the_model(self) -> None:
-        assert {path_of(node): node.sources for node in self.tree} == self.model
+        assert {path_of(node): list(node.votes) for node in self.tree} == self.model
         assert len(self.tree) == len(self.model)
 
     @invariant()
@@ -105,10 +105,42 @@ def test_a_surviving_node_is_the_same_object_after_an_advance() -> None:
     assert len(tree) == 2
 
 
-def test_the_first_score_of_a_node_stays() -> None:
+def test_each_drafter_has_one_vote_on_a_node_the_first() -> None:
     tree = DraftTree()
-    tree.add(None, 5, "a", score=-1.0)
-    assert tree.add(None, 5, "b", score=-9.0).score == -1.0
+    tree.add(None, 4, "b", score=3.0)
+    tree.add(None, 5, "a", score=2.0)
+    tree.add(None, 5, "b", score=1.0)
+    node = tree.add(None, 5, "b", score=9.0)
+    assert node.votes == {"a": Vote(0, 2.0), "b": Vote(1, 1.0)}
+
+
+def test_numbers_are_never_used_again() -> None:
+    tree = DraftTree()
+    grow(tree, (1, 2))
+    tree.clear()
+    third = grow(tree, (1,))
+    assert third is not None
+    assert third.number == 3
+
+
+@seeded
+@given(st.lists(st.tuples(paths, st.floats(0.01, 1)), max_size=30), st.integers(0, 12), st.integers(0, 5))
+def test_the_likeliest_nodes_are_those_of_the_highest_survival(
+    grown: list[tuple[Path, float]], max_nodes: int, max_depth: int
+) -> None:
+    tree = DraftTree()
+    for path, chance in grown:
+        if (node := grow(tree, path)) is not None:
+            node.chance = chance
+
+    def survival(node: Node) -> float:
+        return node.chance * (survival(node.parent) if node.parent is not None else 1.0)
+
+    taken = tree.likeliest(max_nodes, max_depth)
+
+    pack_nodes(taken)  # raises where a parent is missing
+    within = sorted((survival(node) for node in tree if node.depth <= max_depth), reverse=True)
+    assert sorted(map(survival, taken), reverse=True) == pytest.approx(within[:max_nodes])
 
 
 def test_the_empty_path_leads_to_no_node() -> None:

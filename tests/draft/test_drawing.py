@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from outrider.draft_law import DraftLaw
-from tests.draft.test_model_drafter import PROMPT, draft, draft_below, load_tiny
+from tests.draft.drafting import Driver, Told, load_tiny
 from tests.statistics import chi_square_p_value
 from workers.choice.choose import laws
 from workers.choice.noise import uniform
 from workers.choice.params import ChoiceParams
-from workers.draft.drafter import NewNodes
 from workers.draft.drawing import MAX_LAW_TOKENS, draw, law_to_draw_from
 
 FALSE_ALARM = 1e-6
+PROMPT = [5, 6, 7, 8, 9]
 DRAWN = ChoiceParams(temperature=0.9, seed=5, rule="rejection")
 LAW = DraftLaw((7, 2, 5, 30), (0.5, 0.25, 0.2, 0.05))
 
@@ -79,38 +79,40 @@ def test_a_limit_of_the_request_limits_the_law() -> None:
     assert len(law_to_draw_from(logits, ChoiceParams(top_k=3, rule="rejection")).ids) == 3
 
 
-def drafted(folder: Path, params: ChoiceParams, committed: list[int], max_nodes: int) -> NewNodes:
-    drafter = load_tiny(folder)
-    drafter.open(1, params)
-    drafter.extend(1, committed)
-    drafter.begin(1, max_nodes)
-    return draft(drafter)[1]
+def drafted(folder: Path, params: ChoiceParams, committed: list[int], max_nodes: int) -> Told:
+    driver = Driver(load_tiny(folder))
+    driver.open(1, params, committed, max_nodes)
+    driver.finish()
+    return driver.told[1]
 
 
 def test_a_chain_is_drawn_from_the_laws_that_come_with_it(tiny: Path) -> None:
-    nodes = drafted(tiny, DRAWN, PROMPT, 5)
+    told = drafted(tiny, DRAWN, PROMPT, 5)
 
-    assert len(nodes.laws) == len(nodes.tokens) == 5
-    for depth, (token, law) in enumerate(zip(nodes.tokens, nodes.laws, strict=True)):
-        assert law is not None
-        assert token == draw(law, DRAWN.seed, len(PROMPT) + depth, len(PROMPT))
+    assert [len(path) for path in told.standing()] == [1, 2, 3, 4, 5]
+    for path, law in zip(told.standing(), told.laws.values(), strict=True):
+        assert isinstance(law, DraftLaw)
+        assert path[-1] == draw(law, DRAWN.seed, len(PROMPT) + len(path) - 1, len(PROMPT))
     again = drafted(tiny, DRAWN, PROMPT, 5)
-    assert (again.tokens, again.laws) == (nodes.tokens, nodes.laws), "a drafter that is started anew draws the same"
+    assert again == told, "a drafter that is started anew draws the same"
 
 
 def test_below_a_new_root_all_is_drawn_anew(tiny: Path) -> None:
     """Also where a verdict agrees with the chain: it depended on it."""
-    drafter = load_tiny(tiny)
-    drafter.open(1, DRAWN)
-    first = draft_below(drafter, PROMPT, 6)
-    second = draft_below(drafter, first[:2], 4)
+    driver = Driver(load_tiny(tiny))
+    driver.open(1, DRAWN, PROMPT, 6)
+    driver.finish()
+    first = driver.told[1].standing()[-1]
+    before = set(driver.told[1].nodes)
+    driver.order(1, first[:2], 4)
+    driver.finish()
 
-    assert second == list(drafted(tiny, DRAWN, [*PROMPT, *first[:2]], 4).tokens)
-    assert second != first[2:]
+    fresh = [path[len(PROMPT) + 2 :] for number, path in driver.told[1].nodes.items() if number not in before]
+    assert fresh == drafted(tiny, DRAWN, [*PROMPT, *first[:2]], 4).standing()
+    assert fresh[-1] != first[2:]
 
 
 def test_at_temperature_0_nothing_is_drawn(tiny: Path) -> None:
-    greedy = ChoiceParams(temperature=0, rule="rejection")
-    nodes = drafted(tiny, greedy, PROMPT, 4)
-    assert nodes.laws == []
-    assert list(nodes.tokens) == list(drafted(tiny, ChoiceParams(temperature=0), PROMPT, 4).tokens)
+    told = drafted(tiny, ChoiceParams(temperature=0, rule="rejection"), PROMPT, 4)
+    assert set(told.laws.values()) == {None}
+    assert told == drafted(tiny, ChoiceParams(temperature=0), PROMPT, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -10,27 +11,36 @@ from hypothesis import strategies as st
 
 from outrider.errors import InvalidRequest
 from outrider.tree import check_parents
+from tests.draft.drafting import Driver
 from workers.choice.params import ChoiceParams
-from workers.draft.drafter import NewNodes, Resources
+from workers.draft.drafter import Request, Resources
 from workers.draft.ngram import MAX_CONTINUATIONS, MAX_MATCH_LEN, MAX_MATCHES, NgramDrafter, load
 
 texts = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
 
-def draft(tokens: Sequence[int], max_nodes: int, *, pieces: int = 1) -> NewNodes:
+@dataclass(frozen=True)
+class Nodes:
+    tokens: list[int]
+    parents: list[int]  # -1 is the root
+    scores: list[float]
+    is_done: bool
+
+
+def draft(tokens: Sequence[int], max_nodes: int, *, pieces: int = 1) -> Nodes:
     """The one step over a text that was told in so many pieces."""
-    drafter = NgramDrafter()
-    drafter.open(1, ChoiceParams())
+    driver = Driver(NgramDrafter())
     size = -(-len(tokens) // pieces)
-    for start in range(0, len(tokens), size):
-        drafter.extend(1, tokens[start : start + size])
-    drafter.begin(1, max_nodes)
-    (nodes,) = drafter.step()
-    assert drafter.step() == []
-    return nodes
+    driver.open(1, ChoiceParams(), tokens[:size], 0)
+    for start in range(size, len(tokens), size):
+        driver.order(1, tokens[start : start + size], max_nodes)
+    driver.order(1, [], max_nodes)
+    (new,) = driver.step()
+    assert driver.step() == []
+    return Nodes(list(new.tokens), [parent - 1 for parent in new.parents], list(new.scores), new.is_done)
 
 
-def paths(nodes: NewNodes) -> set[tuple[int, ...]]:
+def paths(nodes: Nodes) -> set[tuple[int, ...]]:
     """The tokens from the root down to each leaf."""
     found: list[tuple[int, ...]] = []
     for token, parent in zip(nodes.tokens, nodes.parents, strict=True):
@@ -104,30 +114,40 @@ def test_scores_rise_with_the_length_of_the_match() -> None:
 
 
 def test_a_text_without_repetition_gives_nothing_and_says_so() -> None:
-    assert draft([1, 2, 3, 4], 8) == NewNodes(1, [], [], [], is_done=True)
+    assert draft([1, 2, 3, 4], 8) == Nodes([], [], [], is_done=True)
 
 
 def test_a_step_looks_at_a_bounded_number_of_matches() -> None:
     drafter = NgramDrafter()
-    drafter.open(1, ChoiceParams())
-    drafter.extend(1, [4] * 5000)
+    request = Request(1, ChoiceParams())
+    drafter.open(request)
+    drafter.commit(request, [4] * 5000)
 
     assert len(list(drafter._texts[1].matches())) <= MAX_MATCH_LEN * MAX_MATCHES
 
 
 def test_a_closed_request_is_forgotten() -> None:
     drafter = NgramDrafter()
-    drafter.open(1, ChoiceParams())
-    drafter.extend(1, [1, 1])
-    drafter.begin(1, 3)
+    driver = Driver(drafter)
+    driver.open(1, ChoiceParams(), [1, 1], 3)
+    driver.finish()
 
-    drafter.close(1)
+    driver.close(1)
+    driver.step()
 
-    assert drafter.step() == []
-    drafter.open(1, ChoiceParams())
-    drafter.extend(1, [1])
-    drafter.begin(1, 3)
-    assert drafter.step()[0].tokens == []
+    assert not drafter._texts
+
+
+def test_what_survives_a_verdict_is_not_told_again() -> None:
+    driver = Driver(NgramDrafter())
+    driver.open(1, ChoiceParams(), [1, 2, 3, 4, 5, 6, 7, 1], 4)
+    driver.finish()
+    assert driver.told[1].standing() == [(2,), (2, 3), (2, 3, 4), (2, 3, 4, 5)]
+
+    driver.order(1, [2, 3], 4)
+    driver.finish()  # the driver fails where a node that stands is told again
+
+    assert driver.told[1].standing() == [(4,), (4, 5), (4, 5, 6), (4, 5, 6, 7)]
 
 
 def test_an_ngram_drafter_takes_no_source() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from outrider.draft_law import DraftLaw
 from outrider.packing import pack_i32
+from outrider.scores import pack_scores
 from outrider.v1 import drafter_pb2, worker_pb2
 from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_COUPLED, ACCEPTANCE_RULE_REJECTION, SamplingParams
 from outrider.v1.worker_pb2 import OpenRequest
@@ -178,7 +179,11 @@ def test_a_node_that_the_target_would_refuse_is_dropped(
 
 def test_a_report_whose_laws_make_no_sense_loses_its_nodes() -> None:
     growth = drafter_pb2.Growth(
-        tokens=pack_i32([2]), parents=pack_i32([0]), laws=worker_pb2.SparseLaws(counts=pack_i32([5])), is_done=True
+        tokens=[2],
+        distances=[0],
+        scores=pack_scores([0.0]),
+        laws=worker_pb2.SparseLaws(counts=pack_i32([5])),
+        is_done=True,
     )
     [parsed] = growths_of("m", drafter_pb2.Growths(growths=[growth]))
     assert (parsed.tokens, parsed.laws, parsed.is_done) == ([], [], True)

@@ -84,6 +84,15 @@ class Stream:
     finish: Finish | None = None
 
 
+@dataclass
+class DrafterState:
+    """What a drafter keeps of a request: its nodes by number, as whole texts."""
+
+    epoch: int
+    texts: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    next_number: int = 1
+
+
 class World:
     """Runs a core to the end. Every random choice comes from one seed, so a failure replays."""
 
@@ -95,7 +104,7 @@ class World:
         self.streams: dict[int, Stream] = {}
         self.requests: dict[int, NewRequest] = {}
         self.target: dict[int, tuple[int, list[int]]] | None = None  # request -> (epoch, tokens)
-        self.drafters: dict[str, dict[int, int]] = {}  # worker -> request -> epoch
+        self.drafters: dict[str, dict[int, DrafterState]] = {}  # worker -> request
         self.num_passes = 0
         self._hang_next = False
         self._sequence = count()
@@ -244,35 +253,47 @@ class World:
             return
         known = self.drafters[order.worker]
         if order.opening is not None:
-            known[order.request] = order.epoch
+            known[order.request] = DrafterState(order.epoch)
         answer = {"worker": order.worker, "drafter": "guess", "request": order.request}
         answer |= {"epoch": order.epoch, "committed_len": order.committed_len}
-        if known.get(order.request) != order.epoch or self.rng.random() < 0.02:
+        state = known.get(order.request)
+        if state is None or state.epoch != order.epoch or self.rng.random() < 0.02:
             grown = Growth(
                 **answer, first_node=1, tokens=[], parents=[], scores=[], is_done=True, is_prefix_missing=True
             )
             self._later(order.worker, grown, 0.01)
             return
-        tokens, parents = self._guess_tree(order)
-        scores = [self.rng.random() for _ in tokens]
+        first_node = state.next_number
+        tokens, parents, scores = self._grow_tree(order, state)
         grown = Growth(
-            **answer, first_node=1, tokens=tokens, parents=parents, scores=scores, is_done=True, is_prefix_missing=False
+            **answer,
+            first_node=first_node,
+            tokens=tokens,
+            parents=parents,
+            scores=scores,
+            is_done=True,
+            is_prefix_missing=False,
         )
         self._old_growth.append(grown)
         self._later(order.worker, Grown([grown]), self.rng.choice(self._draft_delays_s))
 
-    def _guess_tree(self, order: SendOrder) -> tuple[list[int], list[int]]:
-        """A tree that is right, wrong or absurd, and at times too large."""
+    def _grow_tree(self, order: SendOrder, state: DrafterState) -> tuple[list[int], list[int], list[float]]:
+        """Nodes that are right, wrong or absurd, below whatever still stands; at times too many."""
         prefix = (*self.requests[order.request].prompt, *self.streams[order.request].tokens)
         if order.request not in self.requests or len(prefix) != order.committed_len:
-            return [], []
-        paths: list[tuple[int, ...]] = [prefix]
+            return [], [], []
+        standing = [number for number, text in state.texts.items() if text[: len(prefix)] == prefix]
         tokens: list[int] = []
         parents: list[int] = []
+        scores: list[float] = []
         for _ in range(self.rng.randint(0, order.max_nodes + 2)):
-            parent = self.rng.randrange(len(paths)) if self.rng.random() < 0.5 else len(paths) - 1
-            guess = true_next(paths[parent]) if self.rng.random() < 0.7 else self.rng.randrange(-1, VOCAB + 2)
-            paths.append((*paths[parent], guess))
-            tokens.append(guess)
-            parents.append(parent if self.rng.random() < 0.97 else 99)
-        return tokens, parents
+            parent = self.rng.choice([0, *standing]) if self.rng.random() < 0.5 or not standing else standing[-1]
+            text = state.texts[parent] if parent else prefix
+            is_right = self.rng.random() < 0.7
+            tokens.append(true_next(text) if is_right else self.rng.randrange(-1, VOCAB + 2))
+            parents.append(parent if self.rng.random() < 0.97 else 10**6)
+            scores.append(self.rng.random() * 4 - (0 if is_right else 3))
+            state.texts[state.next_number] = (*text, tokens[-1])
+            standing.append(state.next_number)
+            state.next_number += 1
+        return tokens, parents, scores

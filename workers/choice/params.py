@@ -69,6 +69,11 @@ class ChoiceParams:
     num_logprobs: int | None = None  # top alternatives a token; None: no log-probabilities
 
     @property
+    def is_drawn_for(self) -> bool:
+        """Whether a draft's nodes are to be drawn from the drafter's law; otherwise they guess the target's choice."""
+        return self.rule == "rejection" and self.temperature > 0
+
+    @property
     def depends_on_path(self) -> bool:
         """Whether what may be chosen depends on more than the logits."""
         return bool(

@@ -1,19 +1,20 @@
 """What a drafter is, and which there are.
 
 A drafter guesses; nothing that it says can change a token. All that it keeps of a request can be had again by
-telling it the committed tokens, so it is free to forget. A new kind of drafter is one file and one line in KINDS.
+telling it the committed tokens, so it is free to forget. A new kind of drafter is one file and one line in KINDS; a
+class of your own needs no line: "class:MODULE:NAME" (docs/drafters.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
+from outrider.tree import DraftTree
 from outrider.v1 import worker_pb2
 from workers.choice.params import ChoiceParams
 
@@ -21,26 +22,34 @@ from workers.choice.params import ChoiceParams
 KINDS = {
     "ngram": "workers.draft.ngram:load",
     "model": "workers.draft.model:load",
+    "class": "workers.draft.users_class:load",
 }
-_FORMS = '"ngram", "model:PATH_OR_NAME", or NAME=SPEC to name it'
+_FORMS = '"ngram", "model:PATH_OR_NAME", "class:MODULE:NAME", or NAME=SPEC to name it'
 
 
-@dataclass(slots=True)
-class NewNodes:
-    """Nodes that one step has added below a request's root."""
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request as a drafter sees it: what is committed, and the nodes that the drafter has put below it."""
 
     key: int
-    tokens: Sequence[int]  # [num_nodes]
-    parents: Sequence[int]  # [num_nodes]; counted from the request's `begin` on, over all steps; -1 is the root
-    scores: Sequence[float]  # [num_nodes]; higher is likelier
-    is_done: bool  # no more will come for this root
-    laws: Sequence[DraftLaw | None] = ()  # [num_nodes], of nodes that were drawn; see SparseLaws in worker.proto
+    params: ChoiceParams  # what the target chooses with, seed included
+    tokens: list[int] = field(default_factory=list)  # committed; the last one is the tree's root
+    tree: DraftTree = field(default_factory=DraftTree)
+    max_nodes: int = 0  # that are wanted below the present root
+    min_survival: float = 0.0  # nodes that are reached less often are not worth drafting
+    is_live: bool = False  # more nodes are wanted, and may be found
+
+    @property
+    def num_missing(self) -> int:
+        """How many nodes are still wanted."""
+        return self.max_nodes - len(self.tree)
 
 
 class Drafter(Protocol):
-    """One drafter and its requests. One thread at a time; keys are the caller's own numbers.
+    """One drafter and its requests. One thread at a time.
 
-    Of a request: open, then extend and begin as tokens are committed, and step until it is done, then close.
+    Of a request: open, then commit and step in any order, then close. Between two calls a request's tokens and tree
+    are moved along what was committed; whatever a drafter keeps besides is its own business.
     """
 
     kind: str
@@ -49,22 +58,20 @@ class Drafter(Protocol):
     max_context: int  # 0: no limit
     draws: bool  # whether, under the rejection rule, it draws its nodes and sends their laws
 
-    def open(self, key: int, params: ChoiceParams) -> None:
-        """Begin a request without tokens. `params` are what the target chooses with, seed included."""
+    def open(self, request: Request) -> None:
+        """Begin a request. It has no tokens yet."""
 
-    def extend(self, key: int, tokens: Sequence[int]) -> None:
-        """Append committed tokens. What was drafted beside them is forgotten."""
+    def commit(self, request: Request, tokens: Sequence[int]) -> None:
+        """These tokens are committed. Called before request.tokens and request.tree move along them."""
 
-    def begin(self, key: int, max_nodes: int) -> None:
-        """Ask for up to max_nodes nodes below the last committed token, in place of what was asked before."""
+    def step(self, requests: Sequence[Request]) -> None:
+        """One batched step for live requests: add nodes to their trees, the likeliest first.
 
-    def step(self) -> list[NewNodes]:
-        """One batched step for every request that was begun and is not done.
-
-        A step may add nothing yet to a request, and then has no entry for it: a long prompt takes several.
+        A step may add nothing yet to a request: a long prompt takes several. Sets `is_live` to False where no more
+        nodes are wanted, or none will be found below this root.
         """
 
-    def close(self, key: int) -> None:
+    def close(self, request: Request) -> None:
         """Forget a request."""
 
 

@@ -18,11 +18,6 @@ MAX_LAW_TOKENS = 32  # 8 bytes each on the wire; what a law has beyond its likel
 _STREAM = 1  # 0 is the noise that target and drafters share, 2 that of the rule's decisions
 
 
-def is_drawn(params: ChoiceParams) -> bool:
-    """Whether a request's nodes are to be drawn; otherwise they guess the target's choice."""
-    return params.rule == "rejection" and params.temperature > 0
-
-
 def law_to_draw_from(
     logits: Tensor,  # [vocab] f32, edited
     params: ChoiceParams,

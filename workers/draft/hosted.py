@@ -1,10 +1,11 @@
 """One drafter of a worker: between the orders that arrive on the event loop and the steps on its engine's thread.
 
     order ─▶ bookkeeping at once ─▶ changed requests ─┐
-                                                      ├─▶ step (opens, tokens, newest orders, closes; then draft)
-    release, end of a stream ─────▶ closed keys ──────┘        └─▶ nodes, but not those of superseded orders ─▶ stream
+                                                      ├─▶ growing.py: opens, tokens, newest orders, closes; then a step
+    release, end of a stream ─────▶ closed keys ──────┘        └─▶ new nodes ─▶ stream
 
-An order's tokens are noted when it arrives, so a newer order may replace it before any step has seen it.
+An order's tokens are noted when it arrives, so a newer order may replace it before any step has seen it. Nodes of a
+step that such an order overtakes are sent all the same: by their numbers the scheduler knows what still stands.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from itertools import count
 
 from outrider.draft_law import pack_laws
 from outrider.errors import InvalidRequest
-from outrider.packing import pack_f32, pack_i32, unpack_i32
-from outrider.tree import ROOT
+from outrider.packing import unpack_i32
+from outrider.scores import pack_scores
 from outrider.v1 import drafter_pb2, worker_pb2
 from workers.choice.params import ChoiceParams, guess_params
-from workers.draft.drafter import Drafter, NewNodes
+from workers.draft.drafter import Drafter
+from workers.draft.growing import Growing, NewNodes, Order
 from workers.engine_thread import EngineThread
 from workers.prefix import common_len
 
@@ -56,16 +58,7 @@ class _Request:
     known: list[int] = field(default_factory=list)
     num_told: int = 0  # known tokens that the drafter has been told
     max_nodes: int = 0
-    next_node: int = 1  # numbers run on over all orders of an epoch
-    first_node: int = 1  # of the order that is being drafted for
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    key: int
-    params: ChoiceParams | None  # of a request that is new to the drafter
-    tokens: Sequence[int]
-    max_nodes: int
+    min_survival: float = 0.0
 
 
 class Hosted:
@@ -74,6 +67,7 @@ class Hosted:
     def __init__(self, name: str, drafter: Drafter, thread: EngineThread) -> None:
         self.name = name
         self.drafter = drafter
+        self._growing = Growing(drafter)
         self._thread = thread
         self._keys = count()
         self._requests: dict[tuple[Stream, int], _Request] = {}
@@ -99,7 +93,7 @@ class Hosted:
             )
             stream.send(drafter_pb2.Growths(growths=[missing]))
             return
-        request.max_nodes = order.max_nodes
+        request.max_nodes, request.min_survival = order.max_nodes, order.min_survival
         self._changed[request.key] = request
         self._has_work.set()
 
@@ -125,31 +119,23 @@ class Hosted:
             if not (self._live or self._changed or self._closed):
                 self._has_work.clear()
 
-    def _take(self) -> tuple[list[int], list[_Order]]:
+    def _take(self) -> tuple[list[int], list[Order]]:
         """What has happened since the last step: keys to close, and the newest order of each changed request."""
-        orders: list[_Order] = []
+        orders: list[Order] = []
         for request in self._changed.values():
-            orders.append(_Order(request.key, request.params, request.known[request.num_told :], request.max_nodes))
+            tokens = request.known[request.num_told :]
+            orders.append(Order(request.key, request.params, tokens, request.max_nodes, request.min_survival))
             request.params = None
             request.num_told = len(request.known)
-            request.first_node = request.next_node
         self._live.update(self._changed)
         self._changed = {}
         closed, self._closed = self._closed, []
         return closed, orders
 
-    def _step(self, closed: Sequence[int], orders: Sequence[_Order]) -> tuple[list[NewNodes], float]:
+    def _step(self, closed: Sequence[int], orders: Sequence[Order]) -> tuple[list[NewNodes], float]:
         """On the engine's thread. The milliseconds are those of the whole step."""
         started = time.perf_counter()
-        for key in closed:
-            self.drafter.close(key)
-        for order in orders:
-            if order.params is not None:
-                self.drafter.open(order.key, order.params)
-            if order.tokens:
-                self.drafter.extend(order.key, order.tokens)
-            self.drafter.begin(order.key, order.max_nodes)
-        return self.drafter.step(), 1000 * (time.perf_counter() - started)
+        return self._growing.step(closed, orders), 1000 * (time.perf_counter() - started)
 
     def _report(self, new_nodes: Sequence[NewNodes], step_ms: float) -> None:
         growths: dict[Stream, list[drafter_pb2.Growth]] = defaultdict(list)
@@ -157,27 +143,10 @@ class Hosted:
             if nodes.is_done:
                 self._live.discard(nodes.key)
             request = self._by_key.get(nodes.key)
-            # Where a newer order waits, these nodes are below a root of the past; its own step tells what still stands.
-            if request is not None and nodes.key not in self._changed:
-                growths[request.stream].append(self._growth(request, nodes))
+            if request is not None:
+                growths[request.stream].append(growth_message(request.ref, self.name, nodes))
         for stream, of_stream in growths.items():
             stream.send(drafter_pb2.Growths(growths=of_stream, step_ms=step_ms))
-
-    def _growth(self, request: _Request, nodes: NewNodes) -> drafter_pb2.Growth:
-        first_node = request.next_node
-        request.next_node += len(nodes.tokens)
-        parents = [0 if parent == ROOT else request.first_node + parent for parent in nodes.parents]
-        return drafter_pb2.Growth(
-            ref=request.ref,
-            drafter=self.name,
-            committed_len=len(request.known),
-            first_node=first_node,
-            tokens=pack_i32(nodes.tokens),
-            parents=pack_i32(parents),
-            scores=pack_f32(nodes.scores),
-            is_done=nodes.is_done,
-            laws=pack_laws(nodes.laws),
-        )
 
     def _close(self, stream: Stream, number: int) -> None:
         request = self._requests.pop((stream, number), None)
@@ -202,3 +171,18 @@ def _learn(request: _Request, order: drafter_pb2.DraftOrder) -> bool:
         return False
     request.known += tokens[len(request.known) - start :]
     return len(request.known) == order.committed_len > 0
+
+
+def growth_message(ref: worker_pb2.RequestRef, drafter: str, nodes: NewNodes) -> drafter_pb2.Growth:
+    numbers = range(nodes.first_number, nodes.first_number + len(nodes.tokens))
+    return drafter_pb2.Growth(
+        ref=ref,
+        drafter=drafter,
+        committed_len=nodes.committed_len,
+        first_node=nodes.first_number,
+        tokens=nodes.tokens,
+        distances=[number - parent if parent else 0 for number, parent in zip(numbers, nodes.parents, strict=True)],
+        scores=pack_scores(nodes.scores),
+        laws=pack_laws(nodes.laws),
+        is_done=nodes.is_done,
+    )

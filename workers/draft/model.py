@@ -1,45 +1,39 @@
-"""A small model of the target's family that runs ahead: a chain of its own choices, with the target's noise.
+"""A small model of the target's family that runs ahead: a tree of its best guesses, with the target's noise.
 
-The drafter makes each choice as the target would: same processing, same noise at the same absolute position. So
-it guesses the target's sample, and not only its mode (coupling without communication, arXiv 2408.07978). Under the
-rejection rule it draws from its own law instead (drawing.py).
+The drafter ranks what may come next as the target would choose: same processing, same noise at the same absolute
+position. So it guesses the target's sample, and not only its mode (coupling without communication, arXiv 2408.07978;
+with several children, 2506.05632). Under the rejection rule it draws a chain from its own law instead (drawing.py).
 
-    committed tokens                  chain
-    0 ................ root           drafted, below the root
-    |---------- num_cached ----------|x      all but the last token, at least, once a step has run
-
-A verdict that agrees with the chain moves the border between the two to the right, and nothing is computed again.
-What was drawn is never kept across a verdict: that verdict depended on it.
+A step expands the likeliest leaves of all requests in one forward, each with its children to come; the best of these
+become nodes. How likely a child is was learned from the verdicts on earlier ones (outrider/calibration.py).
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import count
 
-from torch import Tensor
-
-from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
+from outrider.tree import Node
 from outrider.v1 import worker_pb2
-from workers.choice.choose import Noise, noisy_scores
+from workers.choice.choose import Noise
 from workers.choice.noise import kept_noise
-from workers.choice.params import ChoiceParams
-from workers.choice.paths import Paths
-from workers.choice.penalties import edit
-from workers.draft.drafter import NewNodes, Resources
-from workers.draft.drawing import draw, is_drawn, law_to_draw_from
+from workers.draft.branches import Branches
+from workers.draft.drafter import Request, Resources
+from workers.draft.frontier import Frontier, likeliest_leaves
+from workers.draft.guessing import Guesser
+from workers.draft_vocab import load_draft_vocab
 from workers.engine.batch import Row
 from workers.engine.checkpoint import prepare_checkpoint
 from workers.engine.device import resolve_device, set_num_threads
 from workers.engine.runner import Engine
-from workers.prefix import common_len
 from workers.vocabulary import vocabulary_of
 
 MAX_STEP_TOKENS = 512  # of all requests; longer prompts take several steps, and others draft meanwhile
-MAX_GAP = 100.0  # the score of a choice without a runner-up
+MAX_STEP_LEAVES = 8  # expanded in a step; at least one of each request
+
+_Place = tuple[Request, Node | None]  # the root, or a leaf, of a request
 
 _log = logging.getLogger(__name__)
 
@@ -57,31 +51,23 @@ def load(source: str, resources: Resources) -> ModelDrafter:
         kv_cache_bytes=resources.kv_cache_bytes,
         compiled=resources.compiled,
         cache_dir=resources.cache_dir,
+        output_ids=load_draft_vocab(checkpoint.origin or checkpoint.folder),
     )
     noise = kept_noise(engine.spec.vocab_size, resolve_device(resources.device))
     return ModelDrafter(engine, vocabulary_of(checkpoint.folder, engine.spec.vocab_size), noise)
 
 
-@dataclass(slots=True)
-class _Request:
-    params: ChoiceParams
-    committed: list[int] = field(default_factory=list)
-    chain: list[int] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)  # [len(chain)]
-    laws: list[DraftLaw] = field(default_factory=list)  # [len(chain)] where the chain is drawn, otherwise empty
-    max_nodes: int = 0
-    num_told: int = 0  # nodes of the chain that the caller has been given since `begin`
-    is_live: bool = False
-    largest_token: int = -1  # of the committed ones
+class _State:
+    """What the drafter keeps of a request."""
 
-    def uncached(self, num_cached: int) -> list[int]:
-        if num_cached < len(self.committed):
-            return self.committed[num_cached:] + self.chain
-        return self.chain[num_cached - len(self.committed) :]
+    def __init__(self, branches: Branches) -> None:
+        self.branches = branches
+        self.frontier = Frontier()
+        self.is_readable = True  # all committed tokens are in the model's vocabulary
 
 
 class ModelDrafter:
-    """Drafts one node a step for every live request, in one forward."""
+    """Grows the trees of all live requests by one forward a step."""
 
     kind = "model"
     draws = True
@@ -91,143 +77,101 @@ class ModelDrafter:
         self.vocabulary = vocabulary
         self.max_context = engine.spec.max_context
         self._engine = engine
-        self._noise = noise
-        self._requests: dict[int, _Request] = {}  # the longest unused first
+        self._guesser = Guesser(engine.spec.vocab_size, engine.output_ids, noise)
+        self._states: dict[int, _State] = {}
+        self._requests: dict[int, Request] = {}  # the longest unused first
+        self._keys = count()
 
-    def open(self, key: int, params: ChoiceParams) -> None:
-        self._requests[key] = _Request(params)
-        self._engine.open(key)
+    def open(self, request: Request) -> None:
+        self._requests[request.key] = request
+        self._states[request.key] = _State(Branches(self._engine, self._keys))
 
-    def extend(self, key: int, tokens: Sequence[int]) -> None:
-        request = self._requests[key]
-        num_agreeing = common_len(tokens, request.chain)
-        survives = num_agreeing == len(tokens) and not is_drawn(request.params)
-        self._truncate(key, len(request.committed) + (len(request.chain) if survives else num_agreeing))
-        request.chain = request.chain[num_agreeing:] if survives else []
-        request.scores = request.scores[num_agreeing:] if survives else []
-        request.laws = []
-        request.committed += tokens
-        request.largest_token = max(request.largest_token, *tokens, -1)
-        request.is_live = False  # what it was drafting for is no root any more
+    def commit(self, request: Request, tokens: Sequence[int]) -> None:
+        state = self._states[request.key]
+        is_kept = not request.params.is_drawn_for
+        if is_kept:
+            self._guesser.learn(request, tokens)
+        survivor = request.tree.find(tokens)
+        state.branches.commit(request.tree, len(request.tokens), tokens, keep=is_kept)
+        state.frontier.commit(survivor if state.branches.is_root_expanded else None)
+        state.is_readable &= max(tokens) < self._engine.spec.vocab_size
 
-    def begin(self, key: int, max_nodes: int) -> None:
-        request = self._requests[key] = self._requests.pop(key)
-        request.max_nodes = max_nodes
-        request.num_told = 0
-        request.is_live = True
+    def close(self, request: Request) -> None:
+        self._states.pop(request.key).branches.close()
+        del self._requests[request.key]
 
-    def close(self, key: int) -> None:
-        self._requests.pop(key, None)
-        self._engine.close(key)
+    def step(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._requests[request.key] = self._requests.pop(request.key)
+            request.is_live = self._may_grow(request)
+        live = [request for request in requests if request.is_live]
+        places, rows = self._rows(live)
+        if rows:
+            self._expand(places, rows)
+        for request in live:
+            state = self._states[request.key]
+            state.branches.note_run()
+            state.frontier.promote(request, self.kind, self._engine.spec.end_token_ids, self.max_context)
+            request.is_live = request.is_live and self._may_grow(request)
 
-    def step(self) -> list[NewNodes]:
-        live = {key: request for key, request in self._requests.items() if request.is_live}
-        rows = self._rows(live)
-        logits = self._engine.forward(rows) if rows else []
-        for row, row_logits in zip(rows, logits, strict=True):
-            if row_logits is not None:
-                self._draft(live[row.key], row_logits)
-        return [told for key, request in live.items() if (told := _tell(key, request)) is not None]
+    def _may_grow(self, request: Request) -> bool:
+        state = self._states[request.key]
+        if not (state.is_readable and 0 < len(request.tokens) < self.max_context and request.num_missing > 0):
+            return False
+        if not state.branches.is_root_expanded:
+            return True
+        return bool(state.frontier.leaves or state.frontier.best(request.min_survival))
 
-    def _rows(self, live: dict[int, _Request]) -> list[Row]:
-        """What this step computes. A request that can't go on is no longer live."""
+    def _rows(self, live: Sequence[Request]) -> tuple[list[_Place], list[Row]]:
+        """What this step computes, while there is room: roots, and the likeliest leaves."""
+        places: list[_Place] = []
         rows: list[Row] = []
         room = MAX_STEP_TOKENS
-        for key, request in live.items():
-            if self._is_finished(request):
-                request.is_live = False
-            if not request.is_live or not room:
+        leaves = likeliest_leaves([self._states[request.key].frontier for request in live], MAX_STEP_LEAVES)
+        for request, chosen in zip(live, leaves, strict=True):
+            branches = self._states[request.key].branches
+            added: list[tuple[_Place, Row]] = []
+            if branches.is_root_expanded:
+                added = [((request, leaf), branches.node_row(leaf)) for leaf in chosen]
+            elif room > 0:
+                added = [((request, None), branches.root_row(request.tokens, room))]
+            if self._make_room([*rows, *(row for _, row in added)], live):
+                places += [place for place, _ in added]
+                rows += [row for _, row in added]
+                room -= sum(row.num_tokens for _, row in added)
                 continue
-            cached_before = self._engine.num_cached(key)
-            self._engine.reuse(key, request.uncached(cached_before))
-            # Its last token is computed, whatever is cached: the draft goes on from its logits.
-            self._truncate(key, len(request.committed) + len(request.chain) - 1)
-            uncached = request.uncached(self._engine.num_cached(key))
-            row = Row(key, uncached[:room], wants_logits=len(uncached) <= room)
-            if self._make_room([*rows, row], live):
-                rows.append(row)
-                room -= row.num_tokens
-                continue
-            # Nothing that was found is kept: the rows before this one count on its blocks being free.
-            self._truncate(key, cached_before - cached_before % self._engine.block_size)
+            # Nothing of it is kept: the rows before count on its blocks being free.
+            self._forget(request)
             if not rows:
                 request.is_live = False  # alone, and still too long for the cache
-        return rows
+        return places, rows
 
-    def _is_finished(self, request: _Request) -> bool:
-        length = len(request.committed) + len(request.chain)
-        return (
-            len(request.chain) >= request.max_nodes
-            or not 0 < length < self.max_context
-            or (bool(request.chain) and request.chain[-1] in self._engine.spec.end_token_ids)
-            or request.largest_token >= self._engine.spec.vocab_size  # the target's vocabulary may be larger
-        )
+    def _expand(self, places: Sequence[_Place], rows: Sequence[Row]) -> None:
+        logits = self._engine.forward_packed(rows)
+        wanted = [place for place, row in zip(places, rows, strict=True) if row.wants_logits]
+        for (request, node), found in zip(wanted, self._guesser.candidates(logits, wanted), strict=True):
+            state = self._states[request.key]
+            state.frontier.candidates += found
+            if node is None:
+                state.branches.note_root(len(request.tokens))
+            else:
+                state.frontier.leaves.remove(node)
+            if not found:
+                _log.warning("%s has nothing to say after a token: NaN, or every token is banned", self.model)
 
-    def _make_room(self, rows: Sequence[Row], live: dict[int, _Request]) -> bool:
-        """Forget the KV of requests that nobody waits for, the longest unused first, until the rows fit."""
-        idle = [key for key in self._requests if key not in live and self._engine.num_cached(key)]
+    def _make_room(self, rows: Sequence[Row], live: Sequence[Request]) -> bool:
+        """Forget requests that nobody waits for, the longest unused first, until the rows fit."""
+        waited = {request.key for request in live}
+        idle = [request for request in self._requests.values() if request.key not in waited]
         while self._engine.blocks_needed(rows) > self._engine.num_free_blocks:
             if not idle:
                 return False
-            self._engine.truncate(idle.pop(0), 0)
+            self._forget(idle.pop(0))
         return True
 
-    def _draft(
-        self,
-        request: _Request,
-        logits: Tensor,  # [1, vocab] f32; after the last token of the chain
-    ) -> None:
-        text = [*request.committed, *request.chain]
-        edit(logits, request.params, Paths(text))
-        if not math.isfinite(float(logits.amax())):
-            _log.warning("%s drafts nothing for a request: NaN, or no token left to choose", self.model)
-            request.is_live = False
-            return
-        if is_drawn(request.params):
-            _draw(request, logits[0])
-        else:
-            self._guess(request, logits)
-        if self._is_finished(request):
-            request.is_live = False
-
-    def _guess(
-        self,
-        request: _Request,
-        logits: Tensor,  # [1, vocab] f32, edited
-    ) -> None:
-        position = len(request.committed) + len(request.chain)
-        scores = noisy_scores(logits, [position], [request.params], noise=self._noise)
-        best, second = scores[0].topk(2).values.tolist()
-        request.chain.append(int(scores.argmax()))
-        request.scores.append(min(best - second, MAX_GAP))
-
-    def _truncate(self, key: int, num_tokens: int) -> None:
-        self._engine.truncate(key, min(num_tokens, self._engine.num_cached(key)))
-
-
-def _draw(
-    request: _Request,
-    logits: Tensor,  # [vocab] f32, edited
-) -> None:
-    root_len = len(request.committed)
-    law = law_to_draw_from(logits, request.params)
-    token = draw(law, request.params.seed, root_len + len(request.chain), root_len)
-    request.chain.append(token)
-    request.scores.append(math.log(law.probability(token)))
-    request.laws.append(law)
-
-
-def _tell(key: int, request: _Request) -> NewNodes | None:
-    """The nodes that the caller has not been given: new ones and, in the first step, those that still stand."""
-    first, end = request.num_told, min(len(request.chain), request.max_nodes)
-    if first >= end and request.is_live:
-        return None
-    request.num_told = max(first, end)
-    return NewNodes(
-        key=key,
-        tokens=request.chain[first:end],
-        parents=list(range(first - 1, end - 1)),
-        scores=request.scores[first:end],
-        is_done=not request.is_live,
-        laws=request.laws[first:end],
-    )
+    def _forget(self, request: Request) -> None:
+        """Give back all that is kept of a request; it can be had again from its tokens."""
+        state = self._states[request.key]
+        state.branches.forget()
+        state.frontier.commit(None)
+        request.tree.clear()

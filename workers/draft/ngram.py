@@ -12,10 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from outrider.errors import InvalidRequest
-from outrider.tree import DraftTree, Node, pack_nodes
 from outrider.v1 import worker_pb2
-from workers.choice.params import ChoiceParams
-from workers.draft.drafter import NewNodes, Resources
+from workers.draft.drafter import Request, Resources
 
 MAX_MATCH_LEN = 4
 MAX_CONTINUATIONS = 3
@@ -78,43 +76,42 @@ class NgramDrafter:
 
     def __init__(self) -> None:
         self._texts: dict[int, _Text] = {}
-        self._begun: dict[int, int] = {}  # key -> max_nodes
 
-    def open(self, key: int, params: ChoiceParams) -> None:
-        self._texts[key] = _Text()
+    def open(self, request: Request) -> None:
+        self._texts[request.key] = _Text()
 
-    def extend(self, key: int, tokens: Sequence[int]) -> None:
-        self._texts[key].extend(tokens)
+    def commit(self, request: Request, tokens: Sequence[int]) -> None:
+        self._texts[request.key].extend(tokens)
 
-    def begin(self, key: int, max_nodes: int) -> None:
-        self._begun[key] = max_nodes
+    def step(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            _draft(request, self._texts[request.key])
+            request.is_live = False
 
-    def step(self) -> list[NewNodes]:
-        begun, self._begun = self._begun, {}
-        return [_draft(key, self._texts[key], max_nodes) for key, max_nodes in begun.items()]
-
-    def close(self, key: int) -> None:
-        self._texts.pop(key, None)
-        self._begun.pop(key, None)
+    def close(self, request: Request) -> None:
+        del self._texts[request.key]
 
 
-def _draft(key: int, text: _Text, max_nodes: int) -> NewNodes:
-    """The continuations after the best matches, merged, and of their nodes the most promising max_nodes."""
+def _draft(request: Request, text: _Text) -> None:
+    """The continuations after the best matches, merged; of their nodes the most promising that are missing."""
     # A continuation as long as the budget may fill it alone; what is cut is only the tails of weaker ones.
     continuations: dict[tuple[int, ...], float] = {}
-    num_tokens = min(max_nodes, len(text.tokens))
+    num_tokens = min(request.max_nodes, len(text.tokens))
     for length, index in text.matches() if num_tokens else ():
         rank = len(continuations)
         continuations.setdefault(text.continuation(index, num_tokens), length - rank / MAX_CONTINUATIONS)
         if len(continuations) == MAX_CONTINUATIONS:
             break
-    tree = DraftTree()
-    for continuation, score in continuations.items():
-        node: Node | None = None
-        for token in continuation:
-            # A node that is there keeps its score: that of a better match.
-            node = tree.add(node, token, NgramDrafter.kind, score)
     # Scores don't rise along a path, so whatever is taken, its parent was taken before.
-    nodes = sorted(tree, key=lambda node: _DEPTH_COST * node.depth - node.score)[:max_nodes]
-    tokens, parents = pack_nodes(nodes)
-    return NewNodes(key, tokens, parents, [node.score for node in nodes], is_done=True)
+    found = [
+        (_DEPTH_COST * depth - score, depth, continuation[:depth], score)
+        for continuation, score in continuations.items()
+        for depth in range(1, len(continuation) + 1)
+    ]
+    for _, _, path, score in sorted(found):
+        if request.num_missing <= 0:
+            break
+        parent = request.tree.find(path[:-1])
+        if parent is not None or len(path) == 1:
+            # A path of a lesser match may begin like a better one's, and then goes on from that one's nodes.
+            request.tree.add(parent, path[-1], NgramDrafter.kind, score)

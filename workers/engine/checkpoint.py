@@ -39,6 +39,7 @@ class Checkpoint:
     folder: Path
     model: str  # the name under which it is served
     padding: HeadPadding | None = None
+    origin: Path | None = None  # where it comes from, if that is another folder: what else lies there was not copied
 
 
 def prepare_checkpoint(source: str, *, tensor_parallel: int = 1, cache_dir: Path | None = None) -> Checkpoint:
@@ -55,12 +56,13 @@ def prepare_checkpoint(source: str, *, tensor_parallel: int = 1, cache_dir: Path
     else:
         path = path.resolve()
         name = path.name
+    origin = path if path.is_dir() else path.parent
     gguf_file = _gguf_file(path)
     if gguf_file is not None:
         name = gguf_file.stem if name == path.name else name
         key = f"{gguf_file.stem}-{_sha256(gguf_file)}"
         path = cache.folder(key, lambda folder: convert_gguf(gguf_file, folder))
-    return _pad(Checkpoint(path, name), tensor_parallel, cache)
+    return _pad(Checkpoint(path, name, origin=origin), tensor_parallel, cache)
 
 
 def _pad(checkpoint: Checkpoint, tensor_parallel: int, cache: _Cache) -> Checkpoint:
@@ -69,7 +71,7 @@ def _pad(checkpoint: Checkpoint, tensor_parallel: int, cache: _Cache) -> Checkpo
         return checkpoint
     key = f"{checkpoint.folder.name}-{fingerprint(checkpoint.folder)}-{padding.num_padded_heads}h"
     folder = cache.folder(key, lambda target: pad_heads(checkpoint.folder, target, padding))
-    return Checkpoint(folder, checkpoint.model, padding)
+    return Checkpoint(folder, checkpoint.model, padding, checkpoint.origin)
 
 
 def _download(source: str) -> Path:

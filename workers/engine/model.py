@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from outrider.errors import InvalidRequest, Unsupported
+from workers.draft_vocab import FILE
 from workers.engine import attention, self_check
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.device import resolve_dtype
@@ -46,16 +48,26 @@ class ModelSpec:
 
 
 def load_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: str, tensor_parallel: int, *, exact: bool, cache_dir: Path
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: str,
+    tensor_parallel: int,
+    *,
+    exact: bool,
+    cache_dir: Path,
+    output_ids: Sequence[int] | None = None,
 ) -> tuple[ModelSpec, Forward]:
     """This rank's part of a checkpoint on its device, ready to run but for the size of its KV cache.
 
-    With tensor_parallel > 1 every rank of the already joined process group calls this at the same time.
+    With tensor_parallel > 1 every rank of the already joined process group calls this at the same time. `output_ids`:
+    the tokens whose logits are computed; None: all.
     Raises Unsupported, naming the reason, for a model that our attention could not serve exactly.
     """
     attention.register()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     module = _load_module(checkpoint, device, dtype, tensor_parallel)
+    if output_ids is not None:
+        _keep_outputs(module, output_ids, checkpoint.model)
     config = module.config.get_text_config()
     if num_kv_heads_of(config) % tensor_parallel:
         raise InvalidRequest.of("tensor_parallel", tensor_parallel, "prepare the checkpoint for as many ranks first")
@@ -113,6 +125,19 @@ def _load_module(checkpoint: Checkpoint, device: torch.device, dtype: str, tenso
         raise InvalidRequest(f"{checkpoint.model} can't be loaded: no weights for {sorted(info['missing_keys'])}")
     loaded: PreTrainedModel = module.eval().requires_grad_(False)
     return loaded
+
+
+def _keep_outputs(module: Any, output_ids: Sequence[int], name: str) -> None:
+    """Leave in the model's head only the rows of these tokens."""
+    head = module.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or max(output_ids) >= head.out_features:
+        raise Unsupported(f"{name}: its head has no row for each token of its {FILE}")
+    rows = torch.tensor(output_ids, device=head.weight.device)
+    kept = torch.nn.Linear(head.in_features, len(output_ids), bias=head.bias is not None, device="meta")
+    kept.weight = torch.nn.Parameter(head.weight[rows].clone(), requires_grad=False)
+    if head.bias is not None:
+        kept.bias = torch.nn.Parameter(head.bias[rows].clone(), requires_grad=False)
+    module.set_output_embeddings(kept)
 
 
 def _refuse_changing_rope(module: PreTrainedModel, max_context: int) -> None:

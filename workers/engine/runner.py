@@ -56,16 +56,24 @@ class Engine:
         compiled: bool = False,
         exact: bool = False,
         cache_dir: Path | None = None,
+        output_ids: Sequence[int] | None = None,  # the tokens whose logits are computed; None: all
         group: Ranks | None = None,
     ) -> None:
         if tensor_parallel != (group.size if group is not None else 1):
             raise InvalidRequest.of("tensor_parallel", tensor_parallel, "it is the number of ranks in the group")
         self._group = group
+        self.output_ids = output_ids
         cache_dir = (cache_dir or DEFAULT_CACHE_DIR).expanduser()
         self._device = resolve_device(device, group.rank if group is not None else 0)
         with self._guard():
             self.spec, self._forward = load_model(
-                checkpoint, self._device, dtype, tensor_parallel, exact=exact, cache_dir=cache_dir
+                checkpoint,
+                self._device,
+                dtype,
+                tensor_parallel,
+                exact=exact,
+                cache_dir=cache_dir,
+                output_ids=output_ids,
             )
         self.block_size = block_size
         budget = kv_cache_budget_bytes(self._device, kv_cache_bytes)

@@ -88,13 +88,13 @@ class Growths(_message.Message):
     def __init__(self, growths: _Optional[_Iterable[_Union[Growth, _Mapping]]] = ..., step_ms: _Optional[float] = ...) -> None: ...
 
 class Growth(_message.Message):
-    __slots__ = ("ref", "drafter", "committed_len", "first_node", "tokens", "parents", "scores", "is_done", "is_prefix_missing", "laws")
+    __slots__ = ("ref", "drafter", "committed_len", "first_node", "tokens", "distances", "scores", "is_done", "is_prefix_missing", "laws")
     REF_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     FIRST_NODE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
-    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    DISTANCES_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     IS_DONE_FIELD_NUMBER: _ClassVar[int]
     IS_PREFIX_MISSING_FIELD_NUMBER: _ClassVar[int]
@@ -103,10 +103,10 @@ class Growth(_message.Message):
     drafter: str
     committed_len: int
     first_node: int
-    tokens: bytes
-    parents: bytes
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    distances: _containers.RepeatedScalarFieldContainer[int]
     scores: bytes
     is_done: bool
     is_prefix_missing: bool
     laws: _worker_pb2.SparseLaws
-    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., drafter: _Optional[str] = ..., committed_len: _Optional[int] = ..., first_node: _Optional[int] = ..., tokens: _Optional[bytes] = ..., parents: _Optional[bytes] = ..., scores: _Optional[bytes] = ..., is_done: _Optional[bool] = ..., is_prefix_missing: _Optional[bool] = ..., laws: _Optional[_Union[_worker_pb2.SparseLaws, _Mapping]] = ...) -> None: ...
+    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., drafter: _Optional[str] = ..., committed_len: _Optional[int] = ..., first_node: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., is_done: _Optional[bool] = ..., is_prefix_missing: _Optional[bool] = ..., laws: _Optional[_Union[_worker_pb2.SparseLaws, _Mapping]] = ...) -> None: ...

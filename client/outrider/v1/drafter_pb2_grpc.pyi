@@ -3,9 +3,10 @@
 isort:skip_file
 Internal: a scheduler and a drafter worker.
 
-A drafter is told of committed tokens and orders; it streams nodes as it finds them. Nodes are
-numbered 1, 2, … within (request, epoch, drafter) in the order of sending, so that a later node can
-name an earlier one as its parent for as long as both live. Parent 0 is the token at committed_len - 1.
+A drafter is told of committed tokens and orders; it streams nodes as it finds them. Each request has one tree in
+an epoch, and its nodes are sent once: what survives a verdict is on both sides already. Nodes are numbered 1, 2, …
+within (request, epoch, drafter) in the order of sending, so that a later node can name an earlier one as its
+parent. A growth that a verdict has overtaken is as good as any: its nodes are where their numbers say.
 """
 
 from collections import abc as _abc

@@ -287,7 +287,7 @@ class Usage(_message.Message):
     def __init__(self, num_prompt_tokens: _Optional[int] = ..., num_cached_prompt_tokens: _Optional[int] = ..., num_completion_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., duration_s: _Optional[float] = ...) -> None: ...
 
 class SpeculationStats(_message.Message):
-    __slots__ = ("mode", "acceptance_rule", "is_lossy", "num_passes", "num_drafted_nodes", "num_accepted_tokens", "drafters")
+    __slots__ = ("mode", "acceptance_rule", "is_lossy", "num_passes", "num_drafted_nodes", "num_accepted_tokens", "drafters", "num_hits", "mean_hit_depth")
     MODE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_RULE_FIELD_NUMBER: _ClassVar[int]
     IS_LOSSY_FIELD_NUMBER: _ClassVar[int]
@@ -295,6 +295,8 @@ class SpeculationStats(_message.Message):
     NUM_DRAFTED_NODES_FIELD_NUMBER: _ClassVar[int]
     NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DRAFTERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_HITS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_HIT_DEPTH_FIELD_NUMBER: _ClassVar[int]
     mode: SpeculationMode
     acceptance_rule: AcceptanceRule
     is_lossy: bool
@@ -302,7 +304,9 @@ class SpeculationStats(_message.Message):
     num_drafted_nodes: int
     num_accepted_tokens: int
     drafters: _containers.RepeatedCompositeFieldContainer[DrafterStats]
-    def __init__(self, mode: _Optional[_Union[SpeculationMode, str]] = ..., acceptance_rule: _Optional[_Union[AcceptanceRule, str]] = ..., is_lossy: _Optional[bool] = ..., num_passes: _Optional[int] = ..., num_drafted_nodes: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., drafters: _Optional[_Iterable[_Union[DrafterStats, _Mapping]]] = ...) -> None: ...
+    num_hits: int
+    mean_hit_depth: float
+    def __init__(self, mode: _Optional[_Union[SpeculationMode, str]] = ..., acceptance_rule: _Optional[_Union[AcceptanceRule, str]] = ..., is_lossy: _Optional[bool] = ..., num_passes: _Optional[int] = ..., num_drafted_nodes: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., drafters: _Optional[_Iterable[_Union[DrafterStats, _Mapping]]] = ..., num_hits: _Optional[int] = ..., mean_hit_depth: _Optional[float] = ...) -> None: ...
 
 class DrafterStats(_message.Message):
     __slots__ = ("name", "num_drafted_nodes", "num_accepted_tokens")

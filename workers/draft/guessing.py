@@ -1,0 +1,129 @@
+"""From a draft model's logits to candidates: what the target may choose next, and how likely each is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from outrider.calibration import by_score
+from outrider.tree import Node
+from workers.choice.choose import Noise, noisy_scores
+from workers.choice.params import ChoiceParams
+from workers.choice.paths import Paths
+from workers.choice.penalties import edit
+from workers.draft.drafter import Request
+from workers.draft.drawing import draw, law_to_draw_from
+from workers.draft.frontier import Candidate
+
+MAX_CHILDREN = 4
+MAX_GAP = 16.0  # the score of a choice without a runner-up
+
+
+class Guesser:
+    """Guesses, and learns from verdicts what they are worth: one calibration for greedy requests, one for others."""
+
+    def __init__(self, vocab_size: int, output_ids: Sequence[int] | None, noise: Noise | None) -> None:
+        """`output_ids`: the tokens that the model's logits are of; None: of all."""
+        self._vocab_size = vocab_size
+        self._output_ids = None if output_ids is None else torch.tensor(output_ids)
+        self._noise = noise
+        self._calibrations = {True: by_score(), False: by_score()}  # by whether the request is greedy
+
+    def candidates(
+        self,
+        logits: Tensor,  # [num_places, num_outputs] f32
+        places: Sequence[tuple[Request, Node | None]],  # [num_places]; what each is after; None: the root
+    ) -> list[list[Candidate]]:
+        """Below each place, the likeliest first; empty where the model says nothing of use."""
+        if not places:
+            return []
+        scores = self._whole(logits)
+        texts = [request.tokens + path_to(node) for request, node in places]
+        for row, text, (request, _) in zip(torch.split(scores, 1), texts, places, strict=True):
+            edit(row, request.params, Paths(text))
+        usable = scores.amax(dim=-1).isfinite().tolist()
+        guessed = [i for i, (request, _) in enumerate(places) if usable[i] and not request.params.is_drawn_for]
+        found: list[list[Candidate]] = [[] for _ in places]
+        for i, best in zip(guessed, self._best(scores, guessed, texts, places), strict=True):
+            found[i] = best
+        for i, (request, node) in enumerate(places):
+            if usable[i] and request.params.is_drawn_for:
+                found[i] = [_drawn(scores[i], request, node, len(texts[i]))]
+        return found
+
+    def learn(self, request: Request, tokens: Sequence[int]) -> None:
+        """These tokens were committed; the tree has not moved yet."""
+        calibration = self._calibrations[request.params.temperature == 0]
+        here: Node | None = None
+        for token in tokens:
+            children = request.tree.children(here)
+            for child in children.values():
+                vote = next(iter(child.votes.values()))
+                calibration.learn(vote.rank, vote.score, is_accepted=child.token == token)
+            if token not in children:
+                return
+            here = children[token]
+
+    def _whole(self, logits: Tensor) -> Tensor:
+        """[num_places, vocab] f32; -inf for tokens that the model has no logits of."""
+        if self._output_ids is None:
+            return logits
+        whole = logits.new_full((len(logits), self._vocab_size), -math.inf)
+        whole[:, self._output_ids] = logits
+        return whole
+
+    def _best(
+        self,
+        logits: Tensor,  # [num_places, vocab] f32, edited
+        which: Sequence[int],  # [num_guessed]; of the places
+        texts: Sequence[Sequence[int]],
+        places: Sequence[tuple[Request, Node | None]],
+    ) -> list[list[Candidate]]:
+        if not which:
+            return []
+        params = [places[i][0].params for i in which]
+        scores = noisy_scores(logits[list(which)], [len(texts[i]) for i in which], params, noise=self._noise)
+        best = scores.topk(min(MAX_CHILDREN, scores.shape[-1]), dim=-1)
+        return [
+            self._children(places[i][1], its, values, ids)
+            for i, its, values, ids in zip(which, params, best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def _children(
+        self, parent: Node | None, params: ChoiceParams, values: Sequence[float], ids: Sequence[int]
+    ) -> list[Candidate]:
+        calibration = self._calibrations[params.temperature == 0]
+        found: list[Candidate] = []
+        chance = 1.0
+        for rank, (value, token) in enumerate(zip(values, ids, strict=True)):
+            if value == -math.inf:
+                break
+            other = values[0] if rank else values[1] if len(values) > 1 else -math.inf
+            gap = max(-MAX_GAP, min(MAX_GAP, value - other))
+            chance = min(chance, calibration.chance(rank, gap))  # a lower rank is never the likelier one
+            found.append(Candidate(parent, token, gap, chance))
+        return found
+
+
+def path_to(node: Node | None) -> list[int]:
+    """The tokens from the root's child to the node."""
+    path: list[int] = []
+    while node is not None:
+        path.append(node.token)
+        node = node.parent
+    return path[::-1]
+
+
+def _drawn(
+    logits: Tensor,  # [vocab] f32, edited
+    request: Request,
+    parent: Node | None,
+    position: int,
+) -> Candidate:
+    """One child, drawn; the chance that it is accepted is not known."""
+    law = law_to_draw_from(logits, request.params)
+    token = draw(law, request.params.seed, position, len(request.tokens))
+    return Candidate(parent, token, math.log(law.probability(token)), 1.0, law)
