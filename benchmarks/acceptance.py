@@ -23,12 +23,12 @@ from torch import Tensor
 
 from benchmarks.decoding import PROMPTS
 from benchmarks.measure import checkpoint_of, rounded, show
-from benchmarks.skip_layers import save_with_layers
 from workers.choice.choose import choose, laws, noisy_scores
 from workers.choice.params import ChoiceParams
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint, prepare_checkpoint
 from workers.engine.runner import Engine
+from workers.training.layers import save_with_layers
 
 MAX_CHILDREN = 4
 GAP_BORDERS = (0.5, 1.0, 2.0, 4.0, 8.0, math.inf)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.skip_layers import save_with_layers
 from scheduler.server import SchedulerConfig
 from tests.serving.local_cell import LocalCell, local_cell
 from workers.draft.server import DrafterConfig
 from workers.target.server import TargetConfig
+from workers.training.layers import save_with_layers
 
 KV_CACHE_BYTES = int(256e6)
 

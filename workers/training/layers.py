@@ -1,4 +1,4 @@
-"""A small draft model for any target, without training: some of its own layers."""
+"""A small model for any target: some of its own layers. It can serve as it is, and is where training starts."""
 
 from __future__ import annotations
 
