@@ -168,6 +168,63 @@ def verify_lossless(
         )
 
 
+@app.command()
+def distill(
+    output: Annotated[Path, typer.Argument(help="A new folder, for the draft model.")],
+    target: Target = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for what is unfinished. Unset: OUTPUT.work.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Of the target's answers to learn from.")] = 2_000_000,
+    layers: Annotated[
+        str | None, typer.Option(help="Of the target's to start with: 0,1,2,3. Unset: the first 4.")
+    ] = None,
+    start_from: Annotated[Path | None, typer.Option(help="A draft model to go on with, instead of layers.")] = None,
+    vocab_tokens: Annotated[int, typer.Option(min=2, help="How many tokens it can propose, the commonest.")] = 12288,
+    loss: Annotated[str, typer.Option(help="kl, tv (total variation) or both.")] = "kl",
+    epochs: Annotated[int, typer.Option(min=1, help="Times that it learns from each answer.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 1e-3,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Of a step, on each rank.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of prompts, answers and order.")] = 0,
+    gguf: Annotated[Path | None, typer.Option(help="Write the model as an 8-bit GGUF file too.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of the target: auto, float32, bfloat16 or float16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Unset: torch's own choice.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder to keep models in.")] = None,
+) -> None:
+    """Make a draft model for a target: it answers prompts, and some of its own layers learn to say the same.
+
+    What is done is kept: after Ctrl-C, or a kill, the same command goes on. On several GPUs:
+    torchrun --nproc-per-node N --no-python outriderd distill ... --device cuda
+
+    Example: outriderd distill my-draft --tokens 500000
+    """
+    with _failures_end_the_command():
+        settings = load_config(None, _flags({"model": target}, None, None) | _cache_flag(cache))
+        with _progress() as report:
+            settings = with_model(settings, report)
+        from cluster.distillation import run
+        from workers.training.distill import DistillConfig, parse_layers
+        from workers.training.train import TrainConfig
+
+        assert settings.target.model is not None
+        config = DistillConfig(
+            target=settings.target.model,
+            output=output,
+            work=work or output.with_name(output.name + ".work"),
+            num_tokens=tokens,
+            layers=parse_layers(layers),
+            start_from=start_from,
+            vocab_tokens=vocab_tokens,
+            loss=loss,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            cache_dir=settings.cache_dir,
+            training=TrainConfig(epochs=epochs, learning_rate=learning_rate, batch_tokens=batch_tokens, seed=seed),
+        )
+        raise typer.Exit(run(config, gguf))
+
+
 def _where(server: str | None, of_target: Mapping[str, Any], drafter: list[str] | None) -> str | CellConfig:
     """The deployment to verify, or the cell to run for it. Raises ConfigError where both are named."""
     from cluster.conformance.local import local_flags

@@ -15,7 +15,7 @@ def write_card(
     """`num_tokens`: of the answers that were learned from."""
     training = settings["training"]
     assert isinstance(training, Mapping)
-    layers = settings["layers"] or "two from each end"
+    layers = settings["layers"] or "the first four"
     origin = "a draft model made before" if settings["start_from"] else f"layers of the target: {layers}"
     depths = "".join(f" token {depth} |" for depth in range(1, CHAIN_LEN + 1))
     rows = "\n".join(

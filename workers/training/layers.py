@@ -11,6 +11,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from outrider.errors import InvalidRequest
+
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 
@@ -20,6 +22,9 @@ def save_with_layers(
     layers: Sequence[int],  # of the model's, ascending
 ) -> Path:
     """Copies `model` into `folder` with these layers only: same tokens, worse answers. Returns the folder."""
+    num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    if not layers or max(layers) >= num_layers:
+        raise InvalidRequest.of("layers", list(layers), f"the model has {num_layers}")
     folder.mkdir(parents=True)
     for file in model.iterdir():
         if file.suffix != ".safetensors" and not file.name.endswith(".index.json"):

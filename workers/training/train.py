@@ -68,7 +68,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        value = float(loss)
+        value = float(loss.detach())
         smoothed = value if math.isnan(smoothed) else 0.98 * smoothed + 0.02 * value
         num_tokens += len(batch.chosen)
         report(Step(number, num_steps, smoothed, num_tokens))
