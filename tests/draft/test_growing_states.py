@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -127,12 +127,10 @@ def test_trees_are_those_that_the_tokens_give(tiny: Path, num_blocks: int) -> No
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=8,
+            max_examples=15,
             stateful_step_count=15,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate],
-            print_blob=False,
         ),
     )
