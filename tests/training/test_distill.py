@@ -40,7 +40,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny tokenizer knows no English."""
-    monkeypatch.setattr(distilling, "_encoder", lambda _checkpoint: encode)
+    monkeypatch.setattr(distilling, "encoder", lambda _checkpoint: encode)
     monkeypatch.setattr(distilling, "ANSWERS_PER_SHARD", 8)
 
 

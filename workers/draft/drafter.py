@@ -21,10 +21,11 @@ from workers.choice.params import ChoiceParams
 # By name, so that a worker with token-only drafters never loads torch.
 KINDS = {
     "ngram": "workers.draft.ngram:load",
+    "suffix": "workers.draft.suffix:load",
     "model": "workers.draft.model:load",
     "class": "workers.draft.users_class:load",
 }
-_FORMS = '"ngram", "model:PATH_OR_NAME", "class:MODULE:NAME", or NAME=SPEC to name it'
+_FORMS = '"ngram", "suffix", "model:PATH_OR_NAME", "class:MODULE:NAME", or NAME=SPEC to name it'
 
 
 @dataclass(slots=True, eq=False)

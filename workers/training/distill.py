@@ -138,7 +138,7 @@ def _make_answers(
     wanted = config.num_tokens / size
     done, number = 0, rank
     engine: Engine | None = None
-    encode = _encoder(checkpoint)
+    encode = encoder(checkpoint)
     while done < wanted:
         file = shard_path(folder, number)
         if not file.is_file():
@@ -173,7 +173,7 @@ def _engine(config: DistillConfig, checkpoint: Checkpoint) -> Engine:
     )
 
 
-def _encoder(checkpoint: Checkpoint) -> Callable[[Prompt], list[int]]:
+def encoder(checkpoint: Checkpoint) -> Callable[[Prompt], list[int]]:
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.folder)
 
     def encode(prompt: Prompt) -> list[int]:
@@ -234,7 +234,7 @@ def _evaluate(
     report: Callable[[Progress], None],
 ) -> list[Acceptance]:
     engine = _engine(config, checkpoint)
-    prompts = list(map(_encoder(checkpoint), held_out_prompts()))
+    prompts = list(map(encoder(checkpoint), held_out_prompts()))
     found = []
     for done, temperature in enumerate(_EVALUATED):
         report(Progress("held-out prompts", done, len(_EVALUATED), f"temperature {temperature:g}"))
