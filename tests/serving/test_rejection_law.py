@@ -21,9 +21,9 @@ from tests.tiny import save_tiny_llama
 
 FALSE_ALARM = 1e-6
 PROMPT = [5, 6, 7, 8, 9]
-TOKENS = (11, 23, 42, 57)  # all that may be chosen
-LENGTH = 3
-NUM_ANSWERS = 600
+TOKENS = (11, 23, 42)  # all that may be chosen
+LENGTH = 4
+NUM_ANSWERS = 500
 TEMPERATURE = 0.5
 
 
@@ -79,7 +79,7 @@ def test_answers_from_drawn_drafts_have_the_targets_law(cell: LocalCell, law: di
     assert {stats.name for answer in found for stats in answer.speculation.drafters} == {"other"}
     num_drafted = sum(answer.speculation.num_drafted_nodes for answer in found)
     num_accepted = sum(answer.speculation.num_accepted_tokens for answer in found)
-    assert num_drafted > NUM_ANSWERS
+    assert num_drafted > NUM_ANSWERS  # two nodes an answer, as a rule
     assert 0.1 * num_drafted < num_accepted < 0.95 * num_drafted, "the rule must have had both to accept and to reject"
     counts = Counter(answer.token_ids for answer in found)
     assert chi_square_p_value(counts, law) > FALSE_ALARM

@@ -34,7 +34,7 @@ VOCAB = 97
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("models") / "target", num_layers=4)
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "target", num_layers=4, max_context=48)
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +42,7 @@ def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny tokenizer knows no English."""
     monkeypatch.setattr(distilling, "encoder", lambda _checkpoint: encode)
     monkeypatch.setattr(distilling, "ANSWERS_PER_SHARD", 8)
+    monkeypatch.setattr(distilling, "held_out_prompts", lambda: held_out_prompts()[::9])
 
 
 def encode(prompt: Prompt) -> list[int]:

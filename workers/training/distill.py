@@ -89,18 +89,18 @@ def distill(config: DistillConfig, report: Callable[[Progress], None]) -> list[A
     checkpoint = prepare_checkpoint(config.target, cache_dir=config.cache_dir)
     config.work.mkdir(parents=True, exist_ok=True)
     _make_answers(config, checkpoint, rank, size, report)
-    _wait_for_all()
+    _wait_for_all(size)
     answers = _load_answers(config, checkpoint)
     draft_ids = _draft_ids(config, checkpoint, answers)
     device = resolve_device(config.device, rank)
     student = Student(_first_model(config, checkpoint), draft_ids, config.loss, device)
-    train(student, answers, config.work, config.training, lambda step: report(_of_step(step)))
+    train(student, answers, config.work, config.training, lambda step: report(_of_step(step)), rank=rank, size=size)
     student.to("cpu")
     found = _evaluate(config, checkpoint, student, draft_ids, report) if rank == 0 else []
     if rank == 0:
         _save(config, student, draft_ids)
         write_card(config.output, checkpoint.model, asdict(config), sum(len(each.tokens) for each in answers), found)
-    _wait_for_all()
+    _wait_for_all(size)
     return found
 
 
@@ -124,8 +124,8 @@ def _join_ranks(device: str) -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def _wait_for_all() -> None:
-    if dist.is_initialized():
+def _wait_for_all(size: int) -> None:
+    if size > 1:
         dist.barrier()
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from workers.training.batches import Batch, batches
@@ -46,10 +45,16 @@ class Step:
 
 
 def train(
-    student: Student, answers: Sequence[Answer], folder: Path, config: TrainConfig, report: Callable[[Step], None]
+    student: Student,
+    answers: Sequence[Answer],
+    folder: Path,
+    config: TrainConfig,
+    report: Callable[[Step], None],
+    *,
+    rank: int = 0,
+    size: int = 1,  # ranks of the process group that train it together
 ) -> None:
     """Train in place. Goes on from what `folder` keeps of a run that was interrupted."""
-    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     model: Any = DistributedDataParallel(student) if size > 1 else student
     device = student.get_buffer("head").device
     optimizer = torch.optim.AdamW(
