@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.default_model import fetch_default_model
 
@@ -14,6 +15,7 @@ from cluster.default_model import fetch_default_model
 os.environ["HF_HUB_OFFLINE"] = "1"
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+torch.set_num_threads(1)  # two threads spin for each other where cores are shared: 13 times slower
 
 
 @pytest.fixture(scope="session")

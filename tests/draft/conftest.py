@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.target_link import Reference
 from tests.tiny import save_tiny_llama
-
-torch.set_num_threads(1)  # two threads spin for each other where cores are shared: 13 times slower
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from transformers.utils import logging as transformers_logging
 from workers.engine.checkpoint import Checkpoint
 from workers.engine.runner import Engine
 
-torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
 
 SaveModel = Callable[[PreTrainedConfig], Path]

@@ -145,7 +145,7 @@ def test_coupled_trees_give_the_targets_law(name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [SHAPE, [-1, 0, 1]], ids=["tree", "block"])
-@pytest.mark.parametrize("name", ["none", "temperature", "top_k", "top_p", "min_tokens"])
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_rejection_gives_the_targets_law(name: str, shape: list[int]) -> None:
     params = replace(PARAMETERS[name], rule="rejection")
     assert chi_square_p_value(outputs(params, shape, NUM_TRIALS), sequence_law(params)) > FALSE_ALARM

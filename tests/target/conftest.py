@@ -6,14 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from outrider.v1 import target_pb2_grpc
 from tests.target_link import Link, Reference, serving
 from tests.tiny import save_tiny_llama
 from workers.target.server import TargetConfig
-
-torch.set_num_threads(1)  # two threads spin for each other where cores are shared: 13 times slower
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,6 @@ from workers.training.prompts import Prompt, training_prompt
 from workers.training.shards import NUM_TOP, Answer, load_shard, save_shard, shard_path
 from workers.training.train import TrainConfig
 
-torch.set_num_threads(1)
 VOCAB = 97
 
 
