@@ -112,6 +112,8 @@ class Request:
         """What was drawn is used up: the verdict depended on it, also on what it did not come to."""
         if self.new.is_drawn_for:
             self.tree.clear()
+            for view in self.drafters.values():
+                view.places = {}
             return
         passed: dict[int, int] = {}  # nodes that the root moves over, by number: their places
         node: Node | None = None

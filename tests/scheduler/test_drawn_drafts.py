@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -44,15 +45,23 @@ LAW = DraftLaw((2, 3, 4), (0.5, 0.25, 0.25))
 class Running:
     """A core with one request that has its first token, and the commands that it has given."""
 
-    def __init__(self, opening: OpenRequest = OPENING, drafters: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, opening: OpenRequest = OPENING, drafters: frozenset[str] = frozenset(), max_tokens: int = 10
+    ) -> None:
         self._core = Core(CoreConfig(policy=PolicyConfig(draft_wait_s=1.0)))
         self._now_s = 0.0
         self.commands: list[Command] = []
-        self.handle(TargetUp(FACTS))
+        self.handle(TargetUp(replace(FACTS, num_kv_blocks=2000)))
         self.handle(DrafterUp("a", ["grams"]))
         self.handle(DrafterUp("m", ["model"], frozenset(["model"])))
         new = new_request(1, random.Random(0))
-        changes = {"prompt": [1], "max_tokens": 10, "opening": opening, "speculates": True, "drafters": drafters}
+        changes = {
+            "prompt": [1],
+            "max_tokens": max_tokens,
+            "opening": opening,
+            "speculates": True,
+            "drafters": drafters,
+        }
         values = {name: getattr(new, name) for name in new.__dataclass_fields__} | changes
         self.handle(Submitted(type(new)(**values)))
         self.answer([5])
@@ -69,7 +78,12 @@ class Running:
         self.handle(PassDone(sent.pass_id, [outcome], FACTS.num_kv_blocks))
 
     def grow(
-        self, tokens: Sequence[int], parents: Sequence[int], laws: Sequence[DraftLaw | None], is_done: bool = True
+        self,
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        laws: Sequence[DraftLaw | None],
+        is_done: bool = True,
+        first_node: int = 1,
     ) -> None:
         order = self._last(SendOrder)
         self.handle(
@@ -81,7 +95,7 @@ class Running:
                         request=1,
                         epoch=order.epoch,
                         committed_len=order.committed_len,
-                        first_node=1,
+                        first_node=first_node,
                         tokens=tokens,
                         parents=parents,
                         scores=[0.0] * len(tokens),
@@ -147,6 +161,14 @@ def test_nothing_that_was_drawn_is_kept_across_a_verdict() -> None:
 
     assert running.row.committed_len == 4
     assert running.row.node_tokens == []
+
+
+def test_a_long_answer_never_runs_out_of_room_for_drawn_nodes() -> None:
+    running = Running(max_tokens=2500)
+    for first in range(1, 2200, 2):
+        running.grow([2, 3], [0, first], [LAW, LAW], first_node=first)
+        assert running.row.node_tokens == [2, 3], first
+        running.answer([5])
 
 
 def test_nodes_of_a_lost_drafter_are_not_mixed_with_those_of_the_next() -> None:
