@@ -10,9 +10,14 @@ from workers.training.held_out import held_out_prompts
 
 
 def write_card(
-    folder: Path, target: str, settings: Mapping[str, object], num_tokens: int, found: Sequence[Acceptance]
+    folder: Path,
+    target: str,
+    settings: Mapping[str, object],
+    found: Sequence[Acceptance],
+    *,
+    num_tokens: int,  # of the answers that were learned from
+    num_draft_tokens: int,  # that it can propose
 ) -> None:
-    """`num_tokens`: of the answers that were learned from."""
     training = settings["training"]
     assert isinstance(training, Mapping)
     layers = settings["layers"] or "the first four"
@@ -37,7 +42,7 @@ Made by `outriderd distill`. It guesses what {target} says next; it is no model 
 - It learned from {num_tokens:,} tokens of the target's own answers, {training["epochs"]} times over, by the loss
   `{settings["loss"]}`, with seed {settings["seed"]}. The prompts are templates of Outrider's and quotations from the
   sources and the documentation of Python's standard library.
-- `draft_vocab.json` names the {settings["vocab_tokens"]:,} tokens that it can propose. Other programs may ignore it.
+- `draft_vocab.json` names the {num_draft_tokens:,} tokens that it can propose. Other programs may ignore it.
 
 ## Acceptance
 

@@ -99,7 +99,16 @@ def distill(config: DistillConfig, report: Callable[[Progress], None]) -> list[A
     found = _evaluate(config, checkpoint, student, draft_ids, report) if rank == 0 else []
     if rank == 0:
         _save(config, student, draft_ids)
-        write_card(config.output, checkpoint.model, asdict(config), sum(len(each.tokens) for each in answers), found)
+        num_tokens = sum(len(each.tokens) for each in answers)
+        settings = asdict(config)
+        write_card(
+            config.output,
+            checkpoint.model,
+            settings,
+            found,
+            num_tokens=num_tokens,
+            num_draft_tokens=len(draft_ids),
+        )
     _wait_for_all(size)
     return found
 
