@@ -30,7 +30,6 @@ import torch
 import typer
 
 from benchmarks.measure import checkpoint_of, rounded, show
-from outrider.tree import Node
 from outrider.v1.inference_pb2 import SamplingParams
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.core import Core, CoreConfig
@@ -156,7 +155,9 @@ class Play:
         right = [path for path in paths if list(path) == rest[: len(path)]]
         tree = self._core._running[row.request].tree
         for path in paths:
-            survival = _survival(tree.find(path))
+            node = tree.find(path)
+            assert node is not None, "the pass holds nodes of this tree"
+            survival = node.survival
             where = min(int(survival * NUM_BINS), NUM_BINS - 1)
             tally.predicted[where].append(survival)
             tally.observed[where].append(path in right)
@@ -220,14 +221,6 @@ def _firsts(paths: Sequence[tuple[int, ...]]) -> set[tuple[int, ...]]:
     for path in paths:
         first.setdefault(path[:-1], path)
     return set(first.values())
-
-
-def _survival(node: Node | None) -> float:
-    product = 1.0
-    while node is not None:
-        product *= node.chance
-        node = node.parent
-    return product
 
 
 def _order(order: SendOrder) -> Order:

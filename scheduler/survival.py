@@ -28,14 +28,8 @@ class Survival:
 
     def learn(self, tree: DraftTree, tokens: Sequence[int], is_greedy: bool) -> None:
         """The target chose these tokens below the tree's root."""
-        here: Node | None = None
-        for token in tokens:
-            children = tree.children(here)
-            for child in children.values():
-                self._learn(child, is_greedy, is_accepted=child.token == token)
-            if token not in children:
-                return
-            here = children[token]
+        for node, is_accepted in tree.judged(tokens):
+            self._learn(node, is_greedy, is_accepted=is_accepted)
 
     def _alone(self, votes: dict[str, Vote], is_greedy: bool) -> float:
         """As if the drafters guessed independently of each other: which they don't, and that is learned as well."""

@@ -48,6 +48,11 @@ class Node:
     law: DraftLaw | None = None  # that it and its later siblings were drawn from, if it is the first of them
     children: dict[int, Node] = field(default_factory=dict)  # by token
 
+    @property
+    def survival(self) -> float:
+        """That the target's choices lead here: the product of the chances on its path."""
+        return self.chance * (self.parent.survival if self.parent is not None else 1.0)
+
 
 class DraftTree:
     """A growing set of proposed continuations of one request's committed tokens.
@@ -102,6 +107,17 @@ class DraftTree:
             if node is None:
                 return None
         return node
+
+    def judged(self, chosen: Sequence[int]) -> Iterator[tuple[Node, bool]]:
+        """What a verdict says of the nodes: all children of the places that the chosen tokens lead to, and whether
+        each was the choice there."""
+        here: Node | None = None
+        for token in chosen:
+            children = self.children(here)
+            yield from ((child, child.token == token) for child in children.values())
+            if token not in children:
+                return
+            here = children[token]
 
     def likeliest(self, max_nodes: int, max_depth: int) -> list[Node]:
         """The nodes with the highest survival, the product of the chances on their path; parents come before children.

@@ -133,14 +133,11 @@ def test_the_likeliest_nodes_are_those_of_the_highest_survival(
         if (node := grow(tree, path)) is not None:
             node.chance = chance
 
-    def survival(node: Node) -> float:
-        return node.chance * (survival(node.parent) if node.parent is not None else 1.0)
-
     taken = tree.likeliest(max_nodes, max_depth)
 
     pack_nodes(taken)  # raises where a parent is missing
-    within = sorted((survival(node) for node in tree if node.depth <= max_depth), reverse=True)
-    assert sorted(map(survival, taken), reverse=True) == pytest.approx(within[:max_nodes])
+    within = sorted((node.survival for node in tree if node.depth <= max_depth), reverse=True)
+    assert sorted((node.survival for node in taken), reverse=True) == pytest.approx(within[:max_nodes])
 
 
 def test_the_empty_path_leads_to_no_node() -> None:

@@ -29,7 +29,7 @@ class Candidate:
 
     @property
     def survival(self) -> float:
-        return self.chance * survival(self.parent)
+        return self.chance * (self.parent.survival if self.parent is not None else 1.0)
 
 
 class Frontier:
@@ -68,20 +68,11 @@ class Frontier:
                 candidate.parent = None
 
 
-def survival(node: Node | None) -> float:
-    """That the target's choices lead to the node; 1 for the root."""
-    product = 1.0
-    while node is not None:
-        product *= node.chance
-        node = node.parent
-    return product
-
-
 def likeliest_leaves(frontiers: Sequence[Frontier], max_leaves: int) -> list[list[Node]]:
     """Leaves to expand, by frontier: the best of each, then the best of all up to max_leaves."""
-    ranked = [sorted(frontier.leaves, key=lambda leaf: -survival(leaf)) for frontier in frontiers]
+    ranked = [sorted(frontier.leaves, key=lambda leaf: -leaf.survival) for frontier in frontiers]
     chosen = [leaves[:1] for leaves in ranked]
-    others = [(-survival(leaf), which, leaf.number, leaf) for which, leaves in enumerate(ranked) for leaf in leaves[1:]]
+    others = [(-leaf.survival, which, leaf.number, leaf) for which, leaves in enumerate(ranked) for leaf in leaves[1:]]
     for _, which, _, leaf in sorted(others)[: max(0, max_leaves - sum(map(len, chosen)))]:
         chosen[which].append(leaf)
     return chosen

@@ -57,15 +57,9 @@ class Guesser:
     def learn(self, request: Request, tokens: Sequence[int]) -> None:
         """These tokens were committed; the tree has not moved yet."""
         calibration = self._calibrations[request.params.temperature == 0]
-        here: Node | None = None
-        for token in tokens:
-            children = request.tree.children(here)
-            for child in children.values():
-                vote = next(iter(child.votes.values()))
-                calibration.learn(vote.rank, vote.score, is_accepted=child.token == token)
-            if token not in children:
-                return
-            here = children[token]
+        for node, is_accepted in request.tree.judged(tokens):
+            vote = next(iter(node.votes.values()))
+            calibration.learn(vote.rank, vote.score, is_accepted=is_accepted)
 
     def _whole(self, logits: Tensor) -> Tensor:
         """[num_places, vocab] f32; -inf for tokens that the model has no logits of."""

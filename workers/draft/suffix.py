@@ -100,7 +100,9 @@ class SuffixDrafter:
         self._texts[request.key] = _Text(MAX_TEXT_TOKENS)
 
     def commit(self, request: Request, tokens: Sequence[int]) -> None:
-        self._learn(request, tokens)
+        for node, is_accepted in request.tree.judged(tokens):
+            vote = node.votes[self.kind]
+            self._calibration.learn(vote.rank, vote.score, is_accepted=is_accepted)
         self._texts[request.key].extend(tokens)
 
     def step(self, requests: Sequence[Request]) -> None:
@@ -169,14 +171,3 @@ class SuffixDrafter:
             bound = min(bound, self._calibration.chance(rank, score))
             found.append((token, score, bound))
         return found
-
-    def _learn(self, request: Request, tokens: Sequence[int]) -> None:
-        here: Node | None = None
-        for token in tokens:
-            children = request.tree.children(here)
-            for child in children.values():
-                vote = child.votes[self.kind]
-                self._calibration.learn(vote.rank, vote.score, is_accepted=child.token == token)
-            if token not in children:
-                return
-            here = children[token]
