@@ -41,7 +41,7 @@ def write_gguf(folder: Path, file: Path) -> None:
     _add_tokenizer(writer, folder, config)
     for weights in sorted(folder.glob("*.safetensors")):
         with safe_open(weights, "np") as stored:
-            for name in stored:
+            for name in stored.keys():  # noqa: SIM118 - not a dict
                 _add_tensor(writer, name, stored.get_tensor(name).astype(np.float32), config)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
