@@ -51,7 +51,6 @@ from scheduler.events import (
     TargetFacts,
     TargetUp,
 )
-from scheduler.policy import PolicyConfig
 from workers.choice.params import guess_params
 from workers.draft.drafter import Drafter, DrafterSpec, Resources, load_drafter
 from workers.draft.growing import Growing, Order
@@ -94,7 +93,7 @@ class Play:
     """One core with real drafters, and a target that says what the answers say."""
 
     def __init__(self, drafters: dict[str, Drafter], budget: int, *, is_chain: bool) -> None:
-        self._core = Core(CoreConfig(policy=PolicyConfig(draft_wait_s=1e9), pass_timeout_s=1e9))
+        self._core = Core(CoreConfig(draft_wait_s=1e9, pass_timeout_s=1e9))
         self._growing = {name: Growing(drafter) for name, drafter in drafters.items()}
         self._budget, self._is_chain = budget, is_chain
         self._numbers = 0

@@ -60,7 +60,9 @@ class SchedulerSection(Section):
     max_running_requests: Count = 32
     max_queued_requests: Count = 256
     max_nodes: int = Field(default=8, ge=0, description="draft nodes of one request in one pass")
-    draft_wait_s: float = Field(default=1.0, ge=0, description="how long a row waits for a draft on its way")
+    draft_wait_s: float | None = Field(
+        default=None, ge=0, description="a row waits so long for its draft, and verifies all of it; unset: as it pays"
+    )
     pass_timeout_s: Seconds = Field(default=60.0, description="until a target without an answer counts as hung")
     allow_lossy: bool = Field(default=False, description="acceptance rules that change the law, for those who ask")
 

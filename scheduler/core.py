@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import count
 
 from outrider.errors import DeadlineExceeded, InternalError, NoTokenLeft, OutriderError, Overloaded, ServerUnavailable
@@ -34,6 +34,7 @@ from scheduler.events import (
     Grown,
     NewRequest,
     PassDone,
+    PlannedRow,
     ReleaseTarget,
     ResetTarget,
     RowOutcome,
@@ -45,10 +46,14 @@ from scheduler.events import (
     TargetUp,
     Tick,
 )
-from scheduler.policy import PolicyConfig, compose_pass, wait_until_s
+from scheduler.policy.patience import Patience
+from scheduler.policy.policy import PassInFlight, PassReport, Policy, context_of, num_tokens_of
+from scheduler.policy.price import Price
 from scheduler.request import Request, TargetView
 
 MAX_UNANSWERED_PASSES = 3  # of one request, in a row
+MAX_PASSES_IN_FLIGHT = 2  # the one that runs, and the next
+LATE_AFTER_S = 1.0  # a drafter from which nothing comes for so long
 NO_CAPACITY_PAUSE_S = 0.5
 
 
@@ -56,14 +61,8 @@ NO_CAPACITY_PAUSE_S = 0.5
 class CoreConfig:
     max_running_requests: int = 64
     pass_timeout_s: float = 60.0
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-
-
-@dataclass(slots=True)
-class _PassInFlight:
-    pass_id: int
-    deadline_s: float
-    requests: list[int]
+    # Set: each row waits so long for its draft, and all nodes are verified. Unset: the price decides.
+    draft_wait_s: float | None = None
 
 
 class Core:
@@ -79,11 +78,16 @@ class Core:
         self._queue: deque[int] = deque()
         self._running: dict[int, Request] = {}  # in order of start
         self._target: TargetFacts | None = None
-        self._in_flight: _PassInFlight | None = None
+        self._in_flight: list[PassInFlight] = []  # the first one runs
+        self._answered_s: float | None = None  # when the target's last answer came
+        self._ask_again_s: float | None = None  # when the policy wants to be asked again
         self._pass_ids = count(1)
         self._epochs = count(1)
         self._commands: list[Command] = []
-        self._drafting = Drafting(config.policy.draft_wait_s, self._running, self._epochs)
+        wait_s = config.draft_wait_s
+        self._policy: Policy = Price() if wait_s is None else Patience(wait_s)
+        late_after_s = LATE_AFTER_S if wait_s is None else wait_s
+        self._drafting = Drafting(late_after_s, self._policy, self._running, self._epochs)
         self.num_free_kv_blocks = 0
 
     # ── what the outside may ask ────────────────────────────────────────────────────────────────────
@@ -101,15 +105,14 @@ class Core:
         return self._target is not None
 
     def is_late(self, worker: str, drafter: str) -> bool:
-        return (worker, drafter) in self._drafting.late
+        return self._drafting.is_late(worker, drafter)
 
     def next_wakeup_s(self) -> float | None:
         """When the core wants a Tick if nothing happens before; None: never."""
         times = [r.new.deadline_s for r in self._requests.values() if r.new.deadline_s is not None]
-        if self._in_flight is not None:
-            times.append(self._in_flight.deadline_s)
-        elif self._target is not None:
-            times.extend(self._wait_until_s(request) for request in self._running.values())
+        times += [sent.deadline_s for sent in self._in_flight[:1]]
+        if self._ask_again_s is not None:
+            times.append(self._ask_again_s)
         return min(times, default=None)
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
@@ -118,12 +121,8 @@ class Core:
         self._expire(now_s)
         self._start_queued(now_s)
         self._drafting.note_late(now_s)
-        self._start_pass(now_s)
+        self._start_passes(now_s)
         return self._commands
-
-    def _wait_until_s(self, request: Request) -> float:
-        """When this request's row may go at the latest."""
-        return max(request.not_before_s, wait_until_s(request, self._drafting.late, self._config.policy))
 
     def _take(self, event: Event, now_s: float) -> None:
         match event:
@@ -138,6 +137,7 @@ class Core:
             case TargetUp(facts):
                 self._target = facts
                 self.num_free_kv_blocks = facts.num_kv_blocks
+                self._policy.note_target(facts)
             case TargetDown():
                 self._lose_target()
             case PassDone():
@@ -191,9 +191,10 @@ class Core:
             if deadline_s is not None and now_s >= deadline_s:
                 got = request.num_completion_tokens
                 self._fail(request, DeadlineExceeded(f"the deadline passed after {got} tokens"), now_s)
-        if self._in_flight is not None and now_s >= self._in_flight.deadline_s:
-            reason = f"no answer to pass {self._in_flight.pass_id} within {self._config.pass_timeout_s:g} s"
-            self._blame_rows(self._in_flight.requests, reason, now_s)
+        if self._in_flight and now_s >= self._in_flight[0].deadline_s:
+            hung = self._in_flight[0]
+            reason = f"no answer to pass {hung.pass_id} within {self._config.pass_timeout_s:g} s"
+            self._blame_rows(hung.requests, reason, now_s)
             self._commands.append(ResetTarget(reason))
             self._lose_target()
 
@@ -237,32 +238,54 @@ class Core:
 
     # ── passes ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _start_pass(self, now_s: float) -> None:
-        """Send a pass of every row that has nothing to wait for, if the target is free."""
-        if self._target is None or self._in_flight is not None:
-            return
-        ready = [request for request in self._running.values() if self._wait_until_s(request) <= now_s]
-        rows = compose_pass(ready, self._target.max_pass_tokens)
-        if not rows:
-            return
+    def _start_passes(self, now_s: float) -> None:
+        """Send what the policy wants sent now."""
+        self._ask_again_s = None
+        while self._target is not None and len(self._in_flight) < MAX_PASSES_IN_FLIGHT:
+            waiting = [request for request in self._running.values() if request.pass_id is None]
+            free = [request for request in waiting if request.not_before_s <= now_s]
+            plan = self._policy.plan(free, self._in_flight, self._target, now_s)
+            if not plan.rows:
+                paused = [request.not_before_s for request in waiting if request.not_before_s > now_s]
+                again_s = paused if plan.again_s is None else [*paused, plan.again_s]
+                self._ask_again_s = min(again_s, default=None)
+                return
+            self._send(plan.rows, now_s)
+
+    def _send(self, rows: Sequence[PlannedRow], now_s: float) -> None:
+        pass_id = next(self._pass_ids)
         for row in rows:
             request = self._running[row.request]
+            request.pass_id = pass_id
             request.stats.num_drafted_nodes += len(row.node_tokens)
-        pass_id = next(self._pass_ids)
-        deadline_s = now_s + self._config.pass_timeout_s
-        self._in_flight = _PassInFlight(pass_id, deadline_s, [row.request for row in rows])
+        sent = PassInFlight(
+            pass_id=pass_id,
+            requests=[row.request for row in rows],
+            num_tokens=num_tokens_of(rows),
+            context_len=context_of(rows),
+            sent_s=now_s,
+            deadline_s=now_s + self._config.pass_timeout_s,
+            expected_s=self._policy.expected_s(rows, self._in_flight, now_s),
+            free_since_s=None if self._in_flight else self._answered_s,
+        )
+        self._in_flight.append(sent)
         self._commands.append(SendPass(pass_id, rows))
 
     def _finish_pass(self, done: PassDone, now_s: float) -> None:
-        if self._in_flight is None or done.pass_id != self._in_flight.pass_id:
+        sent = next((each for each in self._in_flight if each.pass_id == done.pass_id), None)
+        if sent is None:
             return
         outcomes = {outcome.request: outcome for outcome in done.outcomes}
-        sent, self._in_flight = self._in_flight.requests, None
+        self._in_flight.remove(sent)
+        self._in_flight = [replace(each, deadline_s=now_s + self._config.pass_timeout_s) for each in self._in_flight]
+        self._answered_s = now_s
         self.num_free_kv_blocks = done.num_free_kv_blocks
-        for number in sent:
+        self._policy.note_pass(sent, PassReport(done.pass_s, done.idle_s, done.num_tokens), now_s)
+        for number in sent.requests:
             request = self._running.get(number)
-            if request is None:  # cancelled, or past its deadline, while the pass ran
-                continue
+            if request is None or request.pass_id != sent.pass_id:
+                continue  # cancelled, or past its deadline, while the pass ran
+            request.pass_id = None
             self._take_outcome(request, outcomes.get(number), now_s)
 
     def _take_outcome(self, request: Request, outcome: RowOutcome | None, now_s: float) -> None:
@@ -307,8 +330,8 @@ class Core:
             text = f"the target sent {len(outcome.logprobs)} log-probabilities for {len(outcome.tokens)} tokens"
             self._fail(request, InternalError(text), now_s)
             return
-        if not request.new.is_drawn_for and request.new.opening.acceptance_rule != ACCEPTANCE_RULE_TYPICAL:
-            self._drafting.survival.learn(request.tree, outcome.tokens, request.new.is_greedy)
+        if request.new.opening.acceptance_rule != ACCEPTANCE_RULE_TYPICAL:
+            self._drafting.survival.learn(request.tree, outcome.tokens, request.new.guesses)
         commit = request.commit(outcome.tokens)
         logprobs: Sequence[TokenLogprobs | None] = outcome.logprobs[: len(commit.tokens)]
         if not wants_logprobs:
@@ -320,12 +343,14 @@ class Core:
             self._commands += self._drafting.order(request, now_s)
 
     def _reopen_on_target(self, request: Request) -> None:
+        request.pass_id = None
         request.target = TargetView(epoch=next(self._epochs))
         request.stats.num_cached_prompt_tokens = 0  # its prompt is looked for anew
 
     def _lose_target(self) -> None:
         self._target = None
-        self._in_flight = None
+        self._in_flight = []
+        self._answered_s = None
         self.num_free_kv_blocks = 0
         for request in self._running.values():
             self._reopen_on_target(request)

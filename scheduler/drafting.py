@@ -10,35 +10,41 @@ two laws. One that draws is preferred; nodes that were not drawn are right too, 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from outrider.draft_law import DraftLaw
 from outrider.tree import Node
 from scheduler.events import DrafterCount, Growth, ReleaseDrafter, SendOrder
-from scheduler.request import DrafterView, Request
+from scheduler.policy.policy import Policy
+from scheduler.request import DrafterHealth, DrafterView, Request
 from scheduler.survival import Survival
 
 RUN_AHEAD = 3  # times a pass's nodes: what a drafter may have waiting, those in flight among them
-MIN_SURVIVAL = 0.01  # a node that is reached less often is not worth a drafter's time
 MAX_TREE_NODES = 1024
 
 
 class Drafting:
     """Orders to drafters, and the nodes that come back.
 
-    `running`: the core's running requests, by number. `late`: the (worker, drafter) pairs that did not
-    answer their last order in `draft_wait_s`; no row waits for them, and they get a new order only when they
-    have answered the old one.
+    `running`: the core's running requests, by number. A drafter that does not answer an order in `late_after_s` is
+    late: no row waits for it, and it gets a new order only when it has answered the old one.
     """
 
-    def __init__(self, draft_wait_s: float, running: Mapping[int, Request], epochs: Iterator[int]) -> None:
-        self.late: set[tuple[str, str]] = set()
-        self._draft_wait_s = draft_wait_s
+    def __init__(
+        self, late_after_s: float, policy: Policy, running: Mapping[int, Request], epochs: Iterator[int]
+    ) -> None:
+        self._late_after_s = late_after_s
+        self._policy = policy
+        self._health: defaultdict[tuple[str, str], DrafterHealth] = defaultdict(DrafterHealth)  # by worker and name
         self._running = running
         self._epochs = epochs
         self.survival = Survival()
         self._workers: dict[str, tuple[str, ...]] = {}  # names of the drafters on each worker
         self._drawing: set[str] = set()  # names of those that can draw
+
+    def is_late(self, worker: str, drafter: str) -> bool:
+        return (worker, drafter) in self._health and self._health[worker, drafter].is_late
 
     def order(self, request: Request, now_s: float) -> list[SendOrder]:
         """Tell this request's drafters its newest state, and ask for nodes below it."""
@@ -46,7 +52,7 @@ class Drafting:
         return [
             self._order(request, view, now_s)
             for view in request.drafters.values()
-            if not view.is_silent or (view.worker, view.drafter) not in self.late
+            if not view.is_silent or not view.health.is_late
         ]
 
     def add_worker(
@@ -59,7 +65,8 @@ class Drafting:
     def lose_worker(self, worker: str, now_s: float) -> list[SendOrder]:
         """Its nodes stay in the trees: they are as good as any. Its requests move to another worker if one is there."""
         self._workers.pop(worker, None)
-        self.late = {pair for pair in self.late if pair[0] != worker}
+        for pair in [pair for pair in self._health if pair[0] == worker]:
+            del self._health[pair]
         for request in self._running.values():
             for name in [name for name, view in request.drafters.items() if view.worker == worker]:
                 del request.drafters[name]
@@ -72,8 +79,8 @@ class Drafting:
     def note_late(self, now_s: float) -> None:
         for request in self._running.values():
             for view in request.drafters.values():
-                if view.is_silent and now_s >= view.ordered_s + self._draft_wait_s:
-                    self.late.add((view.worker, view.drafter))
+                if view.is_silent and now_s >= view.ordered_s + self._late_after_s:
+                    view.health.is_late = True
 
     def grow(self, grown: Growth, vocab_size: int, now_s: float) -> list[SendOrder]:
         """Take nodes into their request's tree; what is stale, or makes no sense, is dropped."""
@@ -103,7 +110,8 @@ class Drafting:
                 continue
             workers = [worker for worker, names in self._workers.items() if name in names]
             worker = min((self._num_requests_on(worker, name), worker) for worker in workers)[1]
-            request.drafters[name] = DrafterView(worker, name, epoch=next(self._epochs))
+            health = self._health[worker, name]
+            request.drafters[name] = DrafterView(worker, name, epoch=next(self._epochs), health=health)
             added.append(request.drafters[name])
         return added
 
@@ -132,8 +140,9 @@ class Drafting:
             tokens_start=view.told_len,
             tokens=request.tokens[view.told_len :],
             max_nodes=request.new.max_nodes * (1 if request.new.is_drawn_for else RUN_AHEAD),
-            min_survival=MIN_SURVIVAL,
+            min_survival=self._policy.min_survival,
         )
+        view.num_reports, view.began_empty = 0, not len(request.tree)
         view.told_len = view.ordered_len = request.committed_len
         view.ordered_s, view.is_silent = now_s, True
         return order
@@ -146,9 +155,12 @@ class Drafting:
 
     def _note_answer(self, request: Request, view: DrafterView, is_done: bool, now_s: float) -> list[SendOrder]:
         """Something has come for the newest order. A drafter that kept nobody waiting is not late any more."""
-        if view.is_silent and now_s - view.ordered_s <= self._draft_wait_s:
-            self.late.discard((view.worker, view.drafter))
+        if view.is_silent and now_s - view.ordered_s <= self._late_after_s:
+            view.health.is_late = False
         view.is_silent = False
+        if view.ordered_len == request.committed_len:
+            self._policy.note_growth(request, view, now_s)
+        view.num_reports += 1
         is_outdated = view.ordered_len != request.committed_len
         if is_done:
             view.ordered_len = None
@@ -175,8 +187,7 @@ class Drafting:
             if len(request.tree) >= MAX_TREE_NODES or not _can_be_drawn(token, law, siblings, vocab_size):
                 continue
             node = view.places[number] = request.tree.add(above, token, view.drafter, score, law)
-            if not is_drawn_for:
-                node.chance = self.survival.chance(node.votes, request.new.is_greedy)
+            node.chance = self.survival.chance(node.votes, request.new.guesses)
             drafted.num_drafted_nodes += 1
 
 

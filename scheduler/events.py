@@ -15,6 +15,7 @@ from outrider.types import FinishReason, TokenLogprobs, TokenSource
 from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_REJECTION
 from outrider.v1.worker_pb2 import OpenRequest
 
+Guesses = Literal["greedy", "sampled", "drawn"]
 RowStatus = Literal["ok", "prefix_missing", "no_capacity", "invalid", "failed", "no_token"]
 
 
@@ -41,21 +42,34 @@ class NewRequest:
         return is_sampled and self.opening.acceptance_rule == ACCEPTANCE_RULE_REJECTION
 
     @property
-    def is_greedy(self) -> bool:
-        return self.opening.sampling.temperature == 0
+    def guesses(self) -> Guesses:
+        """What its nodes are guesses of; they come true at different rates."""
+        if self.is_drawn_for:
+            return "drawn"
+        return "greedy" if self.opening.sampling.temperature == 0 else "sampled"
 
     def may_use(self, drafter: str) -> bool:
         return self.speculates and (not self.drafters or drafter in self.drafters)
 
 
 @dataclass(frozen=True, slots=True)
+class PassCost:
+    """A measured point of V: the time of a pass over so many tokens, behind so long a context."""
+
+    num_tokens: int
+    context_len: int
+    pass_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """What the core must know of a target: its KV pool, and how much fits into a pass."""
+    """What the core must know of a target: its KV pool, how much fits into a pass, and how long passes take."""
 
     vocab_size: int
     block_size: int
     num_kv_blocks: int
     max_pass_tokens: int
+    pass_costs: Sequence[PassCost] = ()  # empty: not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,10 @@ class PassDone:
     pass_id: int
     outcomes: Sequence[RowOutcome]
     num_free_kv_blocks: int
+    # Of the target's own clock; 0: it did not say.
+    pass_s: float = 0.0
+    idle_s: float = 0.0  # it had no pass for so long before this one
+    num_tokens: int = 0  # that took part in the forward
 
 
 @dataclass(frozen=True, slots=True)

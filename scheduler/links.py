@@ -24,7 +24,7 @@ from outrider.v1.drafter_pb2 import DrafterReport, DrafterWorkerDescription
 from outrider.v1.drafter_pb2_grpc import DrafterStub
 from outrider.v1.target_pb2 import GetTokenizerRequest, TargetDescription, TargetReport
 from outrider.v1.target_pb2_grpc import TargetStub
-from scheduler.events import DrafterDown, DrafterUp, Event, Grown, TargetDown, TargetFacts, TargetUp
+from scheduler.events import DrafterDown, DrafterUp, Event, Grown, PassCost, TargetDown, TargetFacts, TargetUp
 from scheduler.messages import growths_of, pass_done_of
 
 log = logging.getLogger(__name__)
@@ -162,6 +162,11 @@ class TargetLink(Link):
             block_size=description.block_size,
             num_kv_blocks=description.num_kv_blocks,
             max_pass_tokens=description.max_pass_tokens,
+            pass_costs=[
+                PassCost(cost.num_tokens, cost.context_len, cost.pass_ms / 1000)
+                for cost in description.pass_costs
+                if cost.num_tokens > 0 and cost.pass_ms > 0
+            ],
         )
         self._post(TargetUp(facts))
         try:

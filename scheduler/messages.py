@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from outrider.draft_law import pack_laws, unpack_laws
@@ -63,7 +64,14 @@ def drafter_release_message(command: ReleaseDrafter) -> drafter_pb2.DrafterComma
 
 
 def pass_done_of(result: target_pb2.PassResult) -> PassDone:
-    return PassDone(result.pass_id, [_outcome(row) for row in result.rows], result.num_free_kv_blocks)
+    return PassDone(
+        result.pass_id,
+        [_outcome(row) for row in result.rows],
+        result.num_free_kv_blocks,
+        pass_s=_seconds(result.pass_ms),
+        idle_s=_seconds(result.idle_ms),
+        num_tokens=result.num_tokens,
+    )
 
 
 def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Growth]:
@@ -103,6 +111,11 @@ def _row(row: PlannedRow) -> target_pb2.Row:
         node_parents=pack_i32(row.node_parents),
         laws=pack_laws(row.laws),
     )
+
+
+def _seconds(milliseconds: float) -> float:
+    """0, which stands for unknown, of what is no time."""
+    return milliseconds / 1000 if 0 < milliseconds < math.inf else 0.0
 
 
 def _outcome(row: target_pb2.RowResult) -> RowOutcome:

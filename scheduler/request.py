@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from outrider.tree import DraftTree, Node
 from outrider.types import FinishReason, TokenSource
 from scheduler.events import DrafterCount, NewRequest, RequestStats
@@ -22,16 +25,26 @@ class TargetView:
 
 
 @dataclass(slots=True)
+class DrafterHealth:
+    """How a drafter on a worker does, for all of its requests."""
+
+    is_late: bool = False  # it did not answer an order in time
+
+
+@dataclass(slots=True)
 class DrafterView:
     """What one drafter knows of a request, and what it was last asked for."""
 
     worker: str
     drafter: str
     epoch: int
+    health: DrafterHealth = field(default_factory=DrafterHealth)
     told_len: int = 0
     ordered_len: int | None = None  # committed_len of the order that it has not finished
     ordered_s: float = 0.0
     is_silent: bool = False  # nothing has come for that order
+    num_reports: int = 0  # that have come for that order
+    began_empty: bool = False  # nothing had been drafted below its root when it went out
     is_opening: bool = False  # the last order brought everything from the first token on
     # What its nodes have become, by its own numbers: nodes of the tree, or places in the committed tokens. Those that
     # were pruned are gone.
@@ -61,6 +74,8 @@ class Request:
         self.num_unanswered = 0  # passes in a row that the target did not answer in time
         self.refused_since_s: float | None = None  # the target has no blocks for it since then
         self.not_before_s = float("-inf")  # its next row waits until then
+        self.pass_id: int | None = None  # that its row is in
+        self._candidates: tuple[int, Sequence[Node], NDArray[np.float64]] | None = None  # of a version of the tree
 
     @property
     def number(self) -> int:
@@ -81,6 +96,23 @@ class Request:
         """
         longest = len(self.new.prompt) + self.new.max_tokens + self.new.max_nodes
         return -(-longest // block_size) + 1
+
+    def candidates(self) -> tuple[Sequence[Node], NDArray[np.float64]]:
+        """The nodes that may go into a pass with their survivals, [num_nodes] each: the likeliest first, parents before
+        children.
+
+        The last token of an answer is the target's own, so a node that deep could never be committed. Nodes that were
+        drawn keep their order, whatever their tokens are: anything else would bend the law of the answer.
+        """
+        if self._candidates is None or self._candidates[0] != self.tree.version:
+            last_depth = self.new.max_tokens - self.num_completion_tokens - 1
+            ranked = self.tree.in_order() if self.new.is_drawn_for else self.tree.ranked()
+            within = [entry for entry in ranked if entry[1].depth <= last_depth][: self.new.max_nodes]
+            survivals = np.array([survival for survival, _ in within], dtype=np.float64)
+            if self.new.is_drawn_for:
+                survivals = np.minimum.accumulate(survivals)
+            self._candidates = self.tree.version, [node for _, node in within], survivals
+        return self._candidates[1:]
 
     def commit(self, walked: Sequence[int]) -> Commit:
         """Append a walk's tokens, the accepted ones and then the target's own, up to the request's end.

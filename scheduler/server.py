@@ -18,7 +18,6 @@ from outrider.rpc import DEFAULT_PORT, server_options
 from scheduler.core import CoreConfig
 from scheduler.driver import Driver
 from scheduler.information import ServiceLimits
-from scheduler.policy import PolicyConfig
 from scheduler.service import SERVICE_NAME, InferenceService
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class SchedulerConfig:
     max_running_requests: int = 32
     max_queued_requests: int = 256
     max_nodes: int = 8
-    draft_wait_s: float = 1.0
+    draft_wait_s: float | None = None
     pass_timeout_s: float = 60.0
     allow_lossy: bool = False  # acceptance rules that change the law of the answers
 
@@ -58,7 +57,7 @@ class SchedulerServer:
         core = CoreConfig(
             max_running_requests=config.max_running_requests,
             pass_timeout_s=config.pass_timeout_s,
-            policy=PolicyConfig(draft_wait_s=config.draft_wait_s),
+            draft_wait_s=config.draft_wait_s,
         )
         limits = ServiceLimits(
             config.max_running_requests, config.max_queued_requests, config.max_nodes, config.allow_lossy

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 
 from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
@@ -65,6 +64,7 @@ class DraftTree:
         self._children: dict[int, Node] = {}
         self._num_nodes = 0
         self._next_number = 1
+        self.version = 0  # another one after every change but that of a chance
 
     def __len__(self) -> int:
         return self._num_nodes
@@ -83,6 +83,7 @@ class DraftTree:
 
         `parent` must still be in the tree: after an `advance`, ask `find` for it again.
         """
+        self.version += 1
         siblings = self._children if parent is None else parent.children
         node = siblings.get(token)
         if node is None:
@@ -119,25 +120,26 @@ class DraftTree:
                 return
             here = children[token]
 
-    def likeliest(self, max_nodes: int, max_depth: int) -> list[Node]:
-        """The nodes with the highest survival, the product of the chances on their path; parents come before children.
+    def ranked(self) -> list[tuple[float, Node]]:
+        """All nodes with their survival, the product of the chances on their path: from the likeliest on.
 
-        Survival never rises along a path, so whatever is taken is a connected part of the tree.
+        Survival never rises along a path, so the first ones, however many, are a connected part of the tree; parents
+        come before children.
         """
-        taken: list[Node] = []
-        heap = [(-node.chance, node.number, node) for node in self._children.values()]
-        heap.sort()
-        while heap and len(taken) < max_nodes:
-            survival, _, node = heappop(heap)
-            if node.depth > max_depth:
-                continue
-            taken.append(node)
-            for child in node.children.values():
-                heappush(heap, (survival * child.chance, child.number, child))
-        return taken
+        return sorted(self.in_order(), key=lambda entry: (-entry[0], entry[1].number))
+
+    def in_order(self) -> list[tuple[float, Node]]:
+        """The same, in the order of `__iter__`."""
+        entries: list[tuple[float, Node]] = []
+        level = [(child.chance, child) for child in self._children.values()]
+        while level:
+            entries += level
+            level = [(survival * child.chance, child) for survival, node in level for child in node.children.values()]
+        return entries
 
     def advance(self, committed: Sequence[int]) -> None:
         """Move the root along newly committed tokens. What lies beside them is pruned; what lies below lives on."""
+        self.version += 1
         for token in committed:
             survivor = self._children.get(token)
             self._children = survivor.children if survivor is not None else {}
@@ -148,6 +150,7 @@ class DraftTree:
         self._num_nodes = sum(1 for _ in self)
 
     def clear(self) -> None:
+        self.version += 1
         self._children = {}
         self._num_nodes = 0
 

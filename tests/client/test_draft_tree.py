@@ -124,20 +124,20 @@ def test_numbers_are_never_used_again() -> None:
 
 
 @seeded
-@given(st.lists(st.tuples(paths, st.floats(0.01, 1)), max_size=30), st.integers(0, 12), st.integers(0, 5))
-def test_the_likeliest_nodes_are_those_of_the_highest_survival(
-    grown: list[tuple[Path, float]], max_nodes: int, max_depth: int
+@given(st.lists(st.tuples(paths, st.floats(0.01, 1)), max_size=30), st.integers(0, 12))
+def test_the_likeliest_nodes_are_those_of_the_highest_survival_and_hang_together(
+    grown: list[tuple[Path, float]], max_nodes: int
 ) -> None:
     tree = DraftTree()
     for path, chance in grown:
         if (node := grow(tree, path)) is not None:
             node.chance = chance
 
-    taken = tree.likeliest(max_nodes, max_depth)
+    taken = tree.ranked()[:max_nodes]
 
-    pack_nodes(taken)  # raises where a parent is missing
-    within = sorted((node.survival for node in tree if node.depth <= max_depth), reverse=True)
-    assert sorted((node.survival for node in taken), reverse=True) == pytest.approx(within[:max_nodes])
+    pack_nodes([node for _, node in taken])  # raises where a parent is missing
+    assert [survival for survival, _ in taken] == pytest.approx([node.survival for _, node in taken])
+    assert [survival for survival, _ in taken] == sorted((node.survival for node in tree), reverse=True)[:max_nodes]
 
 
 def test_the_empty_path_leads_to_no_node() -> None:

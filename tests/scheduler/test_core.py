@@ -32,7 +32,6 @@ from scheduler.events import (
     TargetUp,
     Tick,
 )
-from scheduler.policy import PolicyConfig
 from tests.scheduler.world import FACTS, World, new_request, true_answer
 
 
@@ -62,24 +61,26 @@ def test_every_request_gets_its_true_answer_with_any_draft(seed: int) -> None:
 
 
 def test_drafts_save_passes() -> None:
-    passes: dict[bool, int] = {}
-    for speculates in (False, True):
-        world = World(3, draft_delays_s=[0.01])
-        world.start_target()
-        if speculates:
-            world.start_drafter("a")
-        rng = random.Random(1)
-        for number in range(1, 5):
-            world.submit(new_request(number, rng))
-        world.run()
-        check_complete(world)
-        passes[speculates] = sum(s.finish.stats.num_passes for s in world.streams.values() if s.finish)
+    passes = {True: 0, False: 0}
+    for speculates in passes:
+        for seed in range(10):
+            world = World(seed, draft_delays_s=[0.01], draft_wait_s=1.0)
+            world.start_target()
+            if speculates:
+                world.start_drafter("a")
+            rng = random.Random(seed)
+            for number in range(1, 5):
+                world.submit(new_request(number, rng))
+            world.run()
+            check_complete(world)
+            passes[speculates] += sum(s.finish.stats.num_passes for s in world.streams.values() if s.finish)
     assert passes[True] < 0.8 * passes[False]
 
 
-@pytest.mark.parametrize("seed", range(150))
-def test_no_token_is_lost_or_repeated_whatever_dies_and_whenever(seed: int) -> None:
-    world = World(seed)
+@pytest.mark.parametrize("draft_wait_s", [None, 1.0])
+@pytest.mark.parametrize("seed", range(100))
+def test_no_token_is_lost_or_repeated_whatever_dies_and_whenever(seed: int, draft_wait_s: float | None) -> None:
+    world = World(seed, draft_wait_s=draft_wait_s)
     faults = [
         world.kill_target,
         world.start_target,
@@ -128,7 +129,7 @@ def answer(sent: SendPass, tokens: list[int], **changes: object) -> PassDone:
 
 @pytest.fixture
 def core() -> Core:
-    core = Core(CoreConfig(policy=PolicyConfig(draft_wait_s=1.0), pass_timeout_s=10.0))
+    core = Core(CoreConfig(draft_wait_s=1.0, pass_timeout_s=10.0))
     core.handle(TargetUp(FACTS), 0.0)
     return core
 

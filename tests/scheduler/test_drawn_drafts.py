@@ -32,7 +32,6 @@ from scheduler.events import (
     Tick,
 )
 from scheduler.messages import growths_of, pass_message
-from scheduler.policy import PolicyConfig
 from tests.scheduler.world import FACTS, new_request
 
 OPENING = OpenRequest(
@@ -48,7 +47,7 @@ class Running:
     def __init__(
         self, opening: OpenRequest = OPENING, drafters: frozenset[str] = frozenset(), max_tokens: int = 10
     ) -> None:
-        self._core = Core(CoreConfig(policy=PolicyConfig(draft_wait_s=1.0)))
+        self._core = Core(CoreConfig(draft_wait_s=1.0))
         self._now_s = 0.0
         self.commands: list[Command] = []
         self.handle(TargetUp(replace(FACTS, num_kv_blocks=2000)))

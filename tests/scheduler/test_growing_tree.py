@@ -27,7 +27,6 @@ from scheduler.events import (
     TargetUp,
     Tick,
 )
-from scheduler.policy import PolicyConfig
 from tests.scheduler.world import FACTS, new_request
 
 
@@ -35,7 +34,7 @@ class Running:
     """A core with one request that has its first token, 5, behind a prompt of one token."""
 
     def __init__(self, *drafters: str, max_nodes: int = 4, max_tokens: int = 20) -> None:
-        self.core = Core(CoreConfig(policy=PolicyConfig(draft_wait_s=1.0)))
+        self.core = Core(CoreConfig(draft_wait_s=1.0))
         self.now_s = 0.0
         self.commands: list[Command] = []
         self.handle(TargetUp(FACTS))

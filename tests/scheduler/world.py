@@ -96,9 +96,15 @@ class DrafterState:
 class World:
     """Runs a core to the end. Every random choice comes from one seed, so a failure replays."""
 
-    def __init__(self, seed: int, *, draft_delays_s: Sequence[float] = (0.001, 0.05, 0.5, 3.0)) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        draft_delays_s: Sequence[float] = (0.001, 0.05, 0.5, 3.0),
+        draft_wait_s: float | None = None,
+    ) -> None:
         self.rng = random.Random(seed)
-        self.core = Core(CoreConfig(max_running_requests=4, pass_timeout_s=5.0))
+        self.core = Core(CoreConfig(max_running_requests=4, pass_timeout_s=5.0, draft_wait_s=draft_wait_s))
         self._draft_delays_s = draft_delays_s
         self.now_s = 0.0
         self.streams: dict[int, Stream] = {}
@@ -261,7 +267,7 @@ class World:
             grown = Growth(
                 **answer, first_node=1, tokens=[], parents=[], scores=[], is_done=True, is_prefix_missing=True
             )
-            self._later(order.worker, grown, 0.01)
+            self._later(order.worker, Grown([grown]), 0.01)
             return
         first_node = state.next_number
         tokens, parents, scores = self._grow_tree(order, state)

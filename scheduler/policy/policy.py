@@ -1,0 +1,126 @@
+"""What a policy is: it says which rows go into the next pass, with which nodes, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from outrider.tree import Node, pack_nodes
+from scheduler.events import PlannedRow, TargetFacts
+from scheduler.request import DrafterView, Request
+
+
+@dataclass(frozen=True, slots=True)
+class PassInFlight:
+    """A pass that was sent and not answered. Times are on the core's clock."""
+
+    pass_id: int
+    requests: Sequence[int]
+    num_tokens: int  # that take part in the forward
+    context_len: int  # tokens before them, the mean of its rows
+    sent_s: float
+    deadline_s: float
+    expected_s: float  # when its answer should be here
+    free_since_s: float | None  # nothing was in flight since this time, when the last answer came; None: something was
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The next pass, or when to ask again if nothing happens before: None, never."""
+
+    rows: Sequence[PlannedRow] = ()
+    again_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What the target says of a pass that it has finished. 0: it did not say."""
+
+    pass_s: float
+    idle_s: float  # it had no pass for so long before
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class Base:
+    """A row without nodes: what it must carry in any case."""
+
+    request: Request
+    start: int  # of its tokens, among the committed ones
+    tokens: list[int]
+    num_nodes: int = 0  # that go with it
+    nodes: Sequence[Node] = field(default_factory=list)  # that may go with it, the likeliest first
+
+    @property
+    def is_chunk(self) -> bool:
+        """A part of a prompt: nothing is chosen behind it."""
+        return self.start + len(self.tokens) < self.request.committed_len
+
+    @property
+    def num_tokens(self) -> int:
+        """A row whose tokens the target already knows still forwards its root."""
+        return max(len(self.tokens), 1)
+
+    def planned(self) -> PlannedRow:
+        request = self.request
+        nodes = self.nodes[: self.num_nodes]
+        node_tokens, node_parents = pack_nodes(nodes)
+        return PlannedRow(
+            request=request.number,
+            epoch=request.target.epoch,
+            committed_len=request.committed_len,
+            opening=request.new.opening if self.start == 0 else None,
+            tokens_start=self.start,
+            tokens=self.tokens,
+            node_tokens=node_tokens,
+            node_parents=node_parents,
+            laws=[node.law for node in nodes] if request.new.is_drawn_for else (),
+        )
+
+
+class Policy(Protocol):
+    """Asked whenever something has happened and a pass could be sent; told what was measured."""
+
+    def plan(
+        self, free: Sequence[Request], in_flight: Sequence[PassInFlight], facts: TargetFacts, now_s: float
+    ) -> Plan:
+        """`free`: the running requests that are in no pass, in order of start."""
+
+    def expected_s(self, rows: Sequence[PlannedRow], in_flight: Sequence[PassInFlight], now_s: float) -> float:
+        """When the answer to a pass of these rows, sent now, should be here."""
+
+    def note_target(self, facts: TargetFacts) -> None:
+        """A target is there: its profile."""
+
+    def note_pass(self, sent: PassInFlight, report: PassReport, now_s: float) -> None:
+        """The answer to a pass is here."""
+
+    def note_growth(self, request: Request, view: DrafterView, now_s: float) -> None:
+        """Nodes for a drafter's newest order are in the tree."""
+
+    @property
+    def min_survival(self) -> float:
+        """Nodes that are reached less often are not worth a drafter's time."""
+
+
+def bases(requests: Iterable[Request], max_pass_tokens: int) -> list[Base]:
+    """Rows without nodes, in order, while the pass has room for their tokens. A prompt that does not fit comes in
+    chunks."""
+    rows: list[Base] = []
+    room = max_pass_tokens
+    for request in requests:
+        if room <= 0:
+            break
+        start = request.target.known_len
+        rows.append(Base(request, start, request.tokens[start : start + room]))
+        room -= rows[-1].num_tokens
+    return rows
+
+
+def num_tokens_of(rows: Sequence[PlannedRow]) -> int:
+    return sum(max(len(row.tokens), 1) + len(row.node_tokens) for row in rows)
+
+
+def context_of(rows: Sequence[PlannedRow]) -> int:
+    return sum(row.tokens_start for row in rows) // max(len(rows), 1)

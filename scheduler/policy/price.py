@@ -1,0 +1,157 @@
+"""The policy that serves: one price for every token (docs/scheduling.md).
+
+selection.py   which nodes go into a pass: those that are worth the time that they add
+waiting.py     whether to wait for drafts that are on their way
+pace.py        whether all rows go together, or two groups take turns
+pass_time.py   V(num_tokens), the time that all of this is counted in
+growth_curve.py  what may be expected of a drafter, and when
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.events import PlannedRow, TargetFacts
+from scheduler.policy.growth_curve import GrowthCurve
+from scheduler.policy.pace import Pace
+from scheduler.policy.pass_time import PassTime
+from scheduler.policy.policy import Base, PassInFlight, PassReport, Plan, bases, context_of, num_tokens_of
+from scheduler.policy.selection import Selection, select
+from scheduler.policy.waiting import Coming, wait_until_s
+from scheduler.request import DrafterView, Request
+
+FLOOR_SHARE = 0.1  # of the least survival that is verified now: worth drafting ahead, for later passes
+MIN_FLOOR, MAX_FLOOR = 0.01, 0.5
+_SMOOTHING = 0.1
+
+
+class Price:
+    def __init__(self) -> None:
+        self._time = PassTime([])
+        self._pace = Pace()
+        self._curves: defaultdict[tuple[str, str], GrowthCurve] = defaultdict(GrowthCurve)
+        self._worth_verifying = MIN_FLOOR  # the survival of a node that is just worth its time
+        self._nodes_per_row = 0.0  # that are verified, in the mean
+
+    @property
+    def min_survival(self) -> float:
+        return min(max(FLOOR_SHARE * self._worth_verifying, MIN_FLOOR), MAX_FLOOR)
+
+    # ── the next pass ───────────────────────────────────────────────────────────────────────────────
+
+    def plan(
+        self, free: Sequence[Request], in_flight: Sequence[PassInFlight], facts: TargetFacts, now_s: float
+    ) -> Plan:
+        if not free or len(in_flight) > 1:
+            return Plan()
+        rows = bases(free, facts.max_pass_tokens)
+        if in_flight:
+            running = in_flight[0]
+            there = round(len(running.requests) * (1 + self._nodes_per_row))
+            if not self._takes_turns(there, self._size(rows), running.context_len):
+                return Plan()
+            at_s = self._pace.send_at_s(running.expected_s, self._time.seconds(running.num_tokens, running.context_len))
+            if now_s < at_s:
+                return Plan(again_s=at_s)
+        elif len(rows) > 1:
+            half = rows[::2]
+            rest = self._size(rows) - self._size(half)
+            if self._takes_turns(self._size(half), rest, _context(rows)):
+                rows = half
+        return self._plan_rows(rows, facts.max_pass_tokens, now_s)
+
+    def _plan_rows(self, rows: Sequence[Base], max_pass_tokens: int, now_s: float) -> Plan:
+        """The rows with the nodes that are worth it, or a time to wait for more of them."""
+        seconds = self._time.curve(max_pass_tokens, _context(rows))
+        num_tokens = sum(row.num_tokens for row in rows)
+        num_choosing = sum(not row.is_chunk for row in rows)
+        survivals = [self._survivals(row) for row in rows]
+        chosen = select(survivals, num_choosing, num_tokens, seconds)
+        for row, num_nodes in zip(rows, chosen.num_nodes.tolist(), strict=True):
+            row.num_nodes = num_nodes
+        if num_choosing:
+            self._worth_verifying += _SMOOTHING * (chosen.min_survival - self._worth_verifying)
+            coming = self._coming(rows, survivals, now_s)
+            num_nodes = int(chosen.num_nodes.sum())
+            again_s = wait_until_s(chosen, num_choosing, num_tokens + num_nodes, coming, seconds)
+            if again_s is not None:
+                return Plan(again_s=again_s)
+            self._nodes_per_row += _SMOOTHING * (num_nodes / num_choosing - self._nodes_per_row)
+            self._note_draft_wait(rows, chosen)
+        return Plan([row.planned() for row in rows])
+
+    def _survivals(self, row: Base) -> NDArray[np.float64]:
+        if row.is_chunk:
+            return np.empty(0)
+        row.nodes, survivals = row.request.candidates()
+        return survivals
+
+    def _coming(self, rows: Sequence[Base], survivals: Sequence[NDArray[np.float64]], now_s: float) -> Iterator[Coming]:
+        """What the rows' drafters are expected to add, by what their orders brought before."""
+        for row, own in zip(rows, survivals, strict=True):
+            request = row.request
+            if request.num_completion_tokens == 0 or row.is_chunk:
+                continue
+            has = float(own[: row.num_nodes].sum())
+            for view in request.drafters.values():
+                if view.ordered_len != request.committed_len or view.health.is_late:
+                    continue
+                elapsed_s, has_then = now_s - view.ordered_s, has
+                for report in self._curves[view.worker, view.drafter].reports[view.num_reports :]:
+                    latest_s = view.ordered_s + report.latest_s
+                    if report.worth > has_then and latest_s > now_s:
+                        in_s = max(report.after_s - elapsed_s, report.deviation_s)
+                        nodes = max(report.num_nodes - row.num_nodes, 0.0)
+                        yield Coming(in_s, latest_s, report.worth - has_then, nodes)
+                        has_then = report.worth
+
+    def _takes_turns(self, one: int, other: int, context_len: int) -> bool:
+        return self._pace.takes_turns(one, other, lambda num_tokens: self._time.seconds(num_tokens, context_len))
+
+    def _size(self, rows: Sequence[Base]) -> int:
+        """Tokens of a pass of these rows with as many nodes as usual."""
+        return round(sum(row.num_tokens + (0 if row.is_chunk else self._nodes_per_row) for row in rows))
+
+    def _note_draft_wait(self, rows: Sequence[Base], chosen: Selection) -> None:
+        """A row under whose root nothing was there waits for its draft, or loses what that is worth in time."""
+        lost = 0.0
+        for row in rows:
+            for view in row.request.drafters.values():
+                reports = self._curves[view.worker, view.drafter].reports
+                if view.began_empty and reports:
+                    lost = max(lost, min(reports[0].after_s, len(rows) * reports[0].worth / chosen.price))
+        self._pace.note_draft_wait(lost)
+
+    # ── what is measured ────────────────────────────────────────────────────────────────────────────
+
+    def expected_s(self, rows: Sequence[PlannedRow], in_flight: Sequence[PassInFlight], now_s: float) -> float:
+        pass_s = self._time.seconds(num_tokens_of(rows), context_of(rows))
+        if in_flight:
+            return max(in_flight[-1].expected_s, now_s) + pass_s
+        return now_s + self._pace.turnaround_s + pass_s
+
+    def note_target(self, facts: TargetFacts) -> None:
+        self._time = PassTime(facts.pass_costs)
+        self._pace = Pace()
+
+    def note_pass(self, sent: PassInFlight, report: PassReport, now_s: float) -> None:
+        if report.pass_s > 0:
+            self._time.learn(report.num_tokens or sent.num_tokens, sent.context_len, report.pass_s)
+        if sent.free_since_s is not None:
+            self._pace.note_turnaround(report.idle_s - (sent.sent_s - sent.free_since_s))
+
+    def note_growth(self, request: Request, view: DrafterView, now_s: float) -> None:
+        if not view.began_empty:
+            return
+        _, survivals = request.candidates()
+        worth = survivals[survivals >= self._worth_verifying]
+        curve = self._curves[view.worker, view.drafter]
+        curve.learn(view.num_reports, now_s - view.ordered_s, float(worth.sum()), len(worth))
+
+
+def _context(rows: Sequence[Base]) -> int:
+    return sum(row.start for row in rows) // max(len(rows), 1)

@@ -1,0 +1,54 @@
+"""Which nodes are worth their pass time: one price for all rows (DSpark, arXiv 2607.05147, and vLLM's PR 47808 choose
+chains like this; here it is trees).
+
+Of N rows that commit a token each, and nodes with survivals S, take those that maximise
+
+    (N + sum of S) / V(tokens without nodes + number of nodes)
+
+For any number of nodes the best ones are those of the highest survival, and survival never rises along a path, so they
+are connected: sort once, and look at every number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_STEP = 4  # nodes over which the slope of V is taken: the profile has corners
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    num_nodes: NDArray[np.int64]  # [num_rows]: so many of each row's nodes, the likeliest
+    price: float  # tokens a second: what the pass is expected to bring
+    min_survival: float  # of a node that would be worth its time
+    gain: float  # tokens that the nodes are expected to bring
+    pass_s: float
+
+
+def select(
+    survivals: Sequence[NDArray[np.float64]],  # of each row's nodes, never rising
+    num_choosing: int,  # rows that commit a token in any case
+    num_tokens: int,  # of all rows, without nodes
+    seconds: NDArray[np.float64],  # V(n) for n = 0 … the most that a pass may have
+) -> Selection:
+    lengths = np.array([len(row) for row in survivals], dtype=np.int64)
+    values = np.concatenate([*survivals, np.empty(0)])
+    order = np.argsort(-values, kind="stable")[: max(len(seconds) - 1 - num_tokens, 0)]
+    gains = np.concatenate([[0.0], np.cumsum(values[order])])
+    times = seconds[num_tokens : num_tokens + len(gains)]
+    rates = (num_choosing + gains) / times
+    best = int(np.argmax(rates)) if num_choosing else 0
+    owners = np.repeat(np.arange(len(survivals)), lengths)
+    above = min(num_tokens + best + _STEP, len(seconds) - 1)
+    slope = (seconds[above] - times[best]) / max(above - num_tokens - best, 1)
+    return Selection(
+        num_nodes=np.bincount(owners[order[:best]], minlength=len(survivals)),
+        price=float(rates[best]),
+        min_survival=float(min(rates[best] * slope, 1.0)),
+        gain=float(gains[best]),
+        pass_s=float(times[best]),
+    )
