@@ -144,7 +144,8 @@ def random_model(folder: Path) -> Checkpoint:
         dtype=torch.bfloat16,
     )
     torch.manual_seed(0)
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     return Checkpoint(folder, "random, Qwen2-0.5B's shape")
 
 

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from benchmarks.measure import medians, show
+from outrider.tree import pack_nodes
 from workers.choice.params import ChoiceParams
-from workers.draft.drafter import Resources
+from workers.draft.drafter import Request, Resources
 from workers.draft.ngram import load as load_ngram
 from workers.engine.batch import Row
 from workers.engine.checkpoint import Checkpoint
@@ -77,19 +78,22 @@ def decode(
 ) -> tuple[list[int], int]:
     """A greedy answer and the number of passes that it took, the prompt's aside."""
     key, drafter = 1 << 20, load_ngram("", Resources())
+    request = Request(key, GREEDY)
     engine.open(key)
-    drafter.open(key, GREEDY)
-    tokens, told, passes = list(prompt), 0, -1
+    drafter.open(request)
+    tokens, passes = list(prompt), -1
     ends = () if ignore_end else engine.spec.end_token_ids
     while len(tokens) < len(prompt) + max_tokens and not (passes >= 0 and tokens[-1] in ends):
         nodes: Sequence[int] = ()
         parents: Sequence[int] = ()
         if with_drafts:
-            drafter.extend(key, tokens[told:])
-            told = len(tokens)
-            drafter.begin(key, 8)
-            for grown in drafter.step():
-                nodes, parents = grown.tokens, grown.parents
+            committed = tokens[len(request.tokens) :]
+            drafter.commit(request, committed)
+            request.tree.advance(committed)
+            request.tokens += committed
+            request.max_nodes, request.is_live = 8, True
+            drafter.step([request])
+            nodes, parents = pack_nodes([node for _, node in request.tree.ranked()[:8]])
         (logits,) = engine.forward([Row(key, tokens[engine.num_cached(key) :], nodes, parents)])
         assert logits is not None
         walked = walk(logits.argmax(-1).tolist(), nodes, parents)

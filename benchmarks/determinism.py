@@ -14,6 +14,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,13 @@ CHAIN_LEN = 5
 MAX_NODES = 8
 
 
+def logits_of(engine: Engine, row: Row) -> Tensor:
+    """[vocab] f32, behind the row's last token."""
+    (logits,) = engine.forward([row])
+    assert logits is not None
+    return logits[0]
+
+
 class Texts:
     """Prompts with their greedy answers by plain decoding, and the logits row at each position of an answer."""
 
@@ -40,11 +48,9 @@ class Texts:
         self.logits: list[Tensor] = []  # [num_tokens, vocab] f32 a text
         for prompt in prompts:
             fresh(engine, [0])
-            (logits,) = engine.forward([Row(0, prompt)])
-            rows = [logits[0]]
+            rows = [logits_of(engine, Row(0, prompt))]
             while len(rows) < num_tokens:
-                (logits,) = engine.forward([Row(0, [int(rows[-1].argmax())])])
-                rows.append(logits[0])
+                rows.append(logits_of(engine, Row(0, [int(rows[-1].argmax())])))
             self.logits.append(torch.stack(rows))
             self.answers.append(self.logits[-1].argmax(-1).tolist())
 
@@ -95,6 +101,7 @@ def decode(engine: Engine, texts: Texts, batch_size: int, chunk_len: int | None)
         for position in range(texts.num_tokens):
             rows = [Row(key, [([*texts.prompts[key], *texts.answers[key]])[engine.num_cached(key)]]) for key in group]
             for key, logits in zip(group, engine.forward(rows), strict=True):
+                assert logits is not None
                 tally.add(key, position, logits[0])
     return tally
 
@@ -127,6 +134,7 @@ def verify(engine: Engine, texts: Texts, batch_size: int, kind: str, chunk_len: 
                     if token == answer[done[row.key] + depths[parent]]:
                         depths[node] = depths[parent] + 1
                         right.append(node)
+                assert logits is not None
                 for node in right:
                     tally.add(row.key, done[row.key] + depths[node], logits[1 + node])
                 path: list[int] = []
@@ -159,9 +167,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.plain_torch:
-        forward.load_kernels = lambda cache_dir: False  # type: ignore[assignment]
+        forward.load_kernels = lambda cache_dir: False  # type: ignore[attr-defined]
     checkpoint = checkpoint_of(args.model)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.folder)
     prompts = [
         tokenizer(prompt).input_ids
         if isinstance(prompt, str)

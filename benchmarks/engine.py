@@ -70,10 +70,10 @@ def peak_flops(rounds: int) -> float:
 
 def num_weights(folder: Path) -> int:
     """Weights that a pass reads: all but an embedding that is not the head as well."""
-    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    module: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     embedding, head = module.get_input_embeddings().weight, module.get_output_embeddings().weight
     total = sum(weight.numel() for weight in module.parameters())
-    return total if embedding is head else total - embedding.numel()
+    return int(total if embedding is head else total - embedding.numel())
 
 
 def one_request(bench: Bench, rounds: int, roofline_ms: float, per_token_ms: float) -> dict[int, float]:
