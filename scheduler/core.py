@@ -22,7 +22,7 @@ from itertools import count
 from outrider.errors import DeadlineExceeded, InternalError, NoTokenLeft, OutriderError, Overloaded, ServerUnavailable
 from outrider.types import FinishReason, TokenLogprobs
 from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_TYPICAL
-from scheduler.drafting import Drafting
+from scheduler.drafting import RUN_AHEAD, Drafting
 from scheduler.events import (
     Cancelled,
     Command,
@@ -63,6 +63,16 @@ class CoreConfig:
     pass_timeout_s: float = 60.0
     # Set: each row waits so long for its draft, and all nodes are verified. Unset: the price decides.
     draft_wait_s: float | None = None
+    run_ahead: int = RUN_AHEAD  # times a pass's nodes: what a drafter may have waiting, those in flight among them
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the target has done since the core was made, by its own clock."""
+
+    num_passes: int = 0
+    busy_s: float = 0.0
+    bubble_s: float = 0.0  # it had no pass while requests ran
 
 
 class Core:
@@ -87,8 +97,10 @@ class Core:
         wait_s = config.draft_wait_s
         self._policy: Policy = Price() if wait_s is None else Patience(wait_s)
         late_after_s = LATE_AFTER_S if wait_s is None else wait_s
-        self._drafting = Drafting(late_after_s, self._policy, self._running, self._epochs)
+        self._drafting = Drafting(late_after_s, config.run_ahead, self._policy, self._running, self._epochs)
         self.num_free_kv_blocks = 0
+        self.totals = Totals()
+        self._had_work = False  # when the last pass ended
 
     # ── what the outside may ask ────────────────────────────────────────────────────────────────────
 
@@ -281,12 +293,16 @@ class Core:
         self._answered_s = now_s
         self.num_free_kv_blocks = done.num_free_kv_blocks
         self._policy.note_pass(sent, PassReport(done.pass_s, done.idle_s, done.num_tokens), now_s)
+        self.totals.num_passes += 1
+        self.totals.busy_s += done.pass_s
+        self.totals.bubble_s += done.idle_s if self._had_work else 0.0
         for number in sent.requests:
             request = self._running.get(number)
             if request is None or request.pass_id != sent.pass_id:
                 continue  # cancelled, or past its deadline, while the pass ran
             request.pass_id = None
             self._take_outcome(request, outcomes.get(number), now_s)
+        self._had_work = bool(self._running)
 
     def _take_outcome(self, request: Request, outcome: RowOutcome | None, now_s: float) -> None:
         if outcome is None:
@@ -351,6 +367,7 @@ class Core:
         self._target = None
         self._in_flight = []
         self._answered_s = None
+        self._had_work = False
         self.num_free_kv_blocks = 0
         for request in self._running.values():
             self._reopen_on_target(request)

@@ -32,9 +32,10 @@ class Drafting:
     """
 
     def __init__(
-        self, late_after_s: float, policy: Policy, running: Mapping[int, Request], epochs: Iterator[int]
+        self, late_after_s: float, run_ahead: int, policy: Policy, running: Mapping[int, Request], epochs: Iterator[int]
     ) -> None:
         self._late_after_s = late_after_s
+        self._run_ahead = run_ahead
         self._policy = policy
         self._health: defaultdict[tuple[str, str], DrafterHealth] = defaultdict(DrafterHealth)  # by worker and name
         self._running = running
@@ -139,7 +140,7 @@ class Drafting:
             opening=request.new.opening if view.is_opening else None,
             tokens_start=view.told_len,
             tokens=request.tokens[view.told_len :],
-            max_nodes=request.new.max_nodes * (1 if request.new.is_drawn_for else RUN_AHEAD),
+            max_nodes=request.new.max_nodes * (1 if request.new.is_drawn_for else self._run_ahead),
             min_survival=self._policy.min_survival,
         )
         view.num_reports, view.began_empty = 0, not len(request.tree)

@@ -34,6 +34,7 @@ def model_info(driver: Driver) -> pb.GetModelInfoResponse:
 def server_info(driver: Driver, limits: ServiceLimits, version: str, *, is_draining: bool) -> pb.GetServerInfoResponse:
     targets = [_target_info(link) for link in driver.target_links]
     drafters = [info for link in driver.drafter_links for info in _drafter_infos(driver, link)]
+    totals = driver.core.totals
     return pb.GetServerInfoResponse(
         version=version,
         state=pb.SERVER_STATE_DRAINING if is_draining else _state(driver, [*targets, *drafters]),
@@ -47,6 +48,9 @@ def server_info(driver: Driver, limits: ServiceLimits, version: str, *, is_drain
             num_running_requests=driver.core.num_running,
             num_queued_requests=driver.core.num_queued,
             num_free_kv_blocks=driver.core.num_free_kv_blocks,
+            num_passes=totals.num_passes,
+            busy_s=totals.busy_s,
+            bubble_s=totals.bubble_s,
             num_kv_blocks=sum(link.description.num_kv_blocks for link in driver.target_links if link.description),
         ),
         targets=targets,

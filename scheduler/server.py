@@ -16,6 +16,7 @@ from outrider import __version__
 from outrider.errors import InternalError
 from outrider.rpc import DEFAULT_PORT, server_options
 from scheduler.core import CoreConfig
+from scheduler.drafting import RUN_AHEAD
 from scheduler.driver import Driver
 from scheduler.information import ServiceLimits
 from scheduler.service import SERVICE_NAME, InferenceService
@@ -35,6 +36,7 @@ class SchedulerConfig:
     max_queued_requests: int = 256
     max_nodes: int = 8
     draft_wait_s: float | None = None
+    run_ahead: int = RUN_AHEAD
     pass_timeout_s: float = 60.0
     allow_lossy: bool = False  # acceptance rules that change the law of the answers
 
@@ -58,6 +60,7 @@ class SchedulerServer:
             max_running_requests=config.max_running_requests,
             pass_timeout_s=config.pass_timeout_s,
             draft_wait_s=config.draft_wait_s,
+            run_ahead=config.run_ahead,
         )
         limits = ServiceLimits(
             config.max_running_requests, config.max_queued_requests, config.max_nodes, config.allow_lossy

@@ -234,6 +234,9 @@ def server_info_from_proto(info: pb.GetServerInfoResponse) -> ServerInfo:
         num_queued_requests=info.load.num_queued_requests,
         num_free_kv_blocks=info.load.num_free_kv_blocks,
         num_kv_blocks=info.load.num_kv_blocks,
+        num_passes=info.load.num_passes,
+        busy_s=info.load.busy_s,
+        bubble_s=info.load.bubble_s,
         targets=tuple(map(_worker_from_proto, info.targets)),
         drafters=tuple(map(_worker_from_proto, info.drafters)),
     )

@@ -148,6 +148,7 @@ def show_info(model: ModelInfo, server: ServerInfo, *, as_json: bool) -> None:
                 "running": f"{server.num_running_requests} of {server.max_running_requests} requests",
                 "queued": f"{server.num_queued_requests} of {server.max_queued_requests} requests",
                 "KV blocks free": f"{server.num_free_kv_blocks} of {server.num_kv_blocks}",
+                "target": f"{server.num_passes} passes; {_bubble(server)}",
                 "draft nodes": f"at most {server.max_nodes_per_pass} of a request in a pass",
             },
         )
@@ -160,6 +161,11 @@ def _pairs(title: str, pairs: dict[str, str]) -> Table:
     for name, value in pairs.items():
         table.add_row(name, value)
     return table
+
+
+def _bubble(server: ServerInfo) -> str:
+    wanted_s = server.busy_s + server.bubble_s
+    return f"idle {server.bubble_s / wanted_s:.1%} of the time that requests ran" if wanted_s else "not asked yet"
 
 
 def _workers(workers: tuple[WorkerInfo, ...]) -> Table:

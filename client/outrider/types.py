@@ -187,5 +187,8 @@ class ServerInfo:
     num_queued_requests: int
     num_free_kv_blocks: int
     num_kv_blocks: int
+    num_passes: int  # of the target, since the scheduler started
+    busy_s: float  # in which passes ran
+    bubble_s: float  # in which none did, while requests wanted one
     targets: tuple[WorkerInfo, ...]
     drafters: tuple[WorkerInfo, ...]

@@ -38,7 +38,15 @@ SERVER_INFO = pb.GetServerInfoResponse(
     limits=pb.Limits(
         max_running_requests=64, max_queued_requests=256, max_message_bytes=16_777_216, max_nodes_per_pass=8
     ),
-    load=pb.Load(num_running_requests=3, num_queued_requests=1, num_free_kv_blocks=90, num_kv_blocks=100),
+    load=pb.Load(
+        num_running_requests=3,
+        num_queued_requests=1,
+        num_free_kv_blocks=90,
+        num_kv_blocks=100,
+        num_passes=9,
+        busy_s=1.5,
+        bubble_s=0.5,
+    ),
     targets=[pb.WorkerInfo(name="target-0", kind="target", model="tiny", state=pb.WORKER_STATE_READY, num_ranks=4)],
     drafters=[
         pb.WorkerInfo(name="ngram-0", kind="ngram", state=pb.WORKER_STATE_LATE, num_ranks=1),

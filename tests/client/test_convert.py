@@ -253,6 +253,7 @@ def test_information_keeps_every_field() -> None:
     assert (server.max_message_bytes, server.max_nodes_per_pass) == (16_777_216, 8)
     assert (server.num_running_requests, server.num_queued_requests) == (3, 1)
     assert (server.num_free_kv_blocks, server.num_kv_blocks) == (90, 100)
+    assert (server.num_passes, server.busy_s, server.bubble_s) == (9, 1.5, 0.5)
     assert [(worker.name, worker.state, worker.num_ranks) for worker in server.targets] == [("target-0", "ready", 4)]
     assert [(worker.kind, worker.state, worker.detail) for worker in server.drafters] == [
         ("ngram", "late", ""),

@@ -371,16 +371,22 @@ class Limits(_message.Message):
     def __init__(self, max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_nodes_per_pass: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("num_running_requests", "num_queued_requests", "num_free_kv_blocks", "num_kv_blocks")
+    __slots__ = ("num_running_requests", "num_queued_requests", "num_free_kv_blocks", "num_kv_blocks", "num_passes", "busy_s", "bubble_s")
     NUM_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_FREE_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PASSES_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    BUBBLE_S_FIELD_NUMBER: _ClassVar[int]
     num_running_requests: int
     num_queued_requests: int
     num_free_kv_blocks: int
     num_kv_blocks: int
-    def __init__(self, num_running_requests: _Optional[int] = ..., num_queued_requests: _Optional[int] = ..., num_free_kv_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ...) -> None: ...
+    num_passes: int
+    busy_s: float
+    bubble_s: float
+    def __init__(self, num_running_requests: _Optional[int] = ..., num_queued_requests: _Optional[int] = ..., num_free_kv_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., num_passes: _Optional[int] = ..., busy_s: _Optional[float] = ..., bubble_s: _Optional[float] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
     __slots__ = ("name", "kind", "model", "state", "detail", "num_ranks")
