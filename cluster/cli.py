@@ -41,7 +41,9 @@ Exact = Annotated[bool | None, typer.Option(help="Same logits in every pass, als
 Device = Annotated[str | None, typer.Option(help="cpu or cuda, of the target.")]
 Drafter = Annotated[
     list[str] | None,
-    typer.Option(help="ngram, model:PATH_OR_HUB_NAME, or NAME= before these; may be repeated; none for no drafter."),
+    typer.Option(
+        help="ngram, suffix, model:PATH_OR_HUB_NAME, class:MODULE:NAME, or NAME= before one; may be repeated; or none."
+    ),
 ]
 Listen = Annotated[str | None, typer.Option(help="HOST:PORT for clients; port 0 picks a free one.")]
 
@@ -184,7 +186,7 @@ def distill(
     learning_rate: Annotated[float, typer.Option(help="At its highest.")] = 1e-3,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Of a step, on each rank.")] = 2048,
     seed: Annotated[int, typer.Option(help="Of prompts, answers and order.")] = 0,
-    gguf: Annotated[Path | None, typer.Option(help="Write the model as an 8-bit GGUF file too.")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="Write the model as a GGUF file too.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Of the target: auto, float32, bfloat16 or float16.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Unset: torch's own choice.")] = None,

@@ -3,7 +3,7 @@
     [ray]        address, cores, start_timeout_s, drain_s
     [scheduler]  listen, max_running_requests, …
     [target]     model, tensor_parallel, dtype, …
-    [[drafters]] kind, model, name, …
+    [[drafters]] kind, source, name, …
     [restarts]   max_restarts, window_s, …
 
 A flag wins over the file, the file over the defaults below.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -28,7 +28,9 @@ Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DrafterKind = Literal["ngram", "model"]
+DrafterKind = Literal["ngram", "suffix", "model", "class"]  # workers/draft/drafter.py has what each of them is
+SOURCES: dict[str, str] = {"model": "PATH_OR_HUB_NAME", "class": "MODULE:NAME"}  # of kinds that need one
+OPTIONAL_SOURCES: dict[str, str] = {"suffix": "shared"}
 
 
 def _host_and_port(address: str) -> str:
@@ -85,7 +87,11 @@ class TargetSection(Section):
 
 class DrafterSection(Section):
     kind: DrafterKind
-    model: str | None = Field(default=None, min_length=1, description="of kind model: folder, GGUF file or hub name")
+    source: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of model: folder, GGUF file or hub name; of class: MODULE:NAME",
+    )
     name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", description="unset: the kind, numbered")
     dtype: Dtype = "auto"
     device: Device = "cpu"
@@ -94,17 +100,20 @@ class DrafterSection(Section):
     compiled: bool = True
 
     @model_validator(mode="after")
-    def _has_a_model_if_it_needs_one(self) -> Self:
-        if self.kind == "model" and self.model is None:
-            raise ValueError('a drafter of kind "model" needs a model: set `model`, or write --drafter model:PATH')
-        if self.kind == "ngram" and self.model is not None:
-            raise ValueError('a drafter of kind "ngram" has no model: leave `model` out')
+    def _has_a_source_if_it_needs_one(self) -> Self:
+        kind, source = self.kind, self.source
+        if kind in SOURCES and source is None:
+            way_out = f"set `source`, or write --drafter {kind}:{SOURCES[kind]}"
+            raise ValueError(f'a drafter of kind "{kind}" needs a source: {way_out}')
+        if kind not in SOURCES and source not in (None, OPTIONAL_SOURCES.get(kind)):
+            allowed = f', or make it "{OPTIONAL_SOURCES[kind]}"' if kind in OPTIONAL_SOURCES else ""
+            raise ValueError(f'a drafter of kind "{kind}" has no source {source!r}: leave `source` out{allowed}')
         return self
 
     @property
     def spec(self) -> str:
         """The drafter as a drafter worker reads it: "NAME=ngram" or "NAME=model:SOURCE"."""
-        return f"{self.name}={self.kind}" + (f":{self.model}" if self.model is not None else "")
+        return f"{self.name}={self.kind}" + (f":{self.source}" if self.source is not None else "")
 
 
 class RestartSection(Section):
@@ -164,23 +173,19 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> CellConfig:
 
 
 def parse_drafter(flag: str) -> dict[str, str]:
-    """One `--drafter` flag as a [[drafters]] entry: "ngram", "model:PATH", "NAME=ngram", "NAME=model:PATH".
+    """One `--drafter` flag as a [[drafters]] entry: "ngram", "model:PATH", "NAME=ngram", "NAME=model:PATH", …
 
     Raises ConfigError for anything else.
     """
-    head, colon, model = flag.partition(":")
+    head, colon, source = flag.partition(":")
     name, equals, kind = head.rpartition("=")
-    if (
-        kind not in ("ngram", "model")
-        or (equals and not name)
-        or (kind == "model") != bool(model)
-        or (colon and not model)
-    ):
+    is_complete = bool(source) if kind in SOURCES else not colon or source == OPTIONAL_SOURCES.get(kind)
+    if kind not in get_args(DrafterKind) or (equals and not name) or not is_complete:
         raise ConfigError(
-            f"--drafter is {flag!r}: it must be ngram, model:PATH_OR_HUB_NAME, or one of these after NAME=; "
-            "none stands for no drafter at all"
+            f"--drafter is {flag!r}: it must be ngram, suffix, suffix:shared, model:PATH_OR_HUB_NAME, "
+            "class:MODULE:NAME, or one of these after NAME=; none stands for no drafter at all"
         )
-    return {"kind": kind} | ({"model": model} if model else {}) | ({"name": name} if name else {})
+    return {"kind": kind} | ({"source": source} if source else {}) | ({"name": name} if name else {})
 
 
 def parse_drafters(flags: Sequence[str]) -> list[dict[str, str]]:

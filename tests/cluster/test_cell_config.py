@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from cluster.config import CellConfig, load_config, parse_drafter, parse_drafters
+from cluster.config import CellConfig, DrafterKind, load_config, parse_drafter, parse_drafters
 from cluster.errors import ConfigError
+from workers.draft.drafter import KINDS
 
 FULL_FILE = """
 cache_dir = "/var/cache/outrider"
@@ -30,7 +31,7 @@ kind = "ngram"
 
 [[drafters]]
 kind = "model"
-model = "/models/small"
+source = "/models/small"
 name = "small"
 threads = 3
 
@@ -51,6 +52,10 @@ def test_without_a_file_and_flags_there_is_one_rank_of_the_default_model_and_an_
     assert config.target.tensor_parallel == 1
     assert [drafter.spec for drafter in config.drafters] == ["ngram=ngram"]
     assert config.cache_dir == Path("~/.cache/outrider").expanduser()
+
+
+def test_every_kind_of_drafter_that_a_worker_has_can_be_configured() -> None:
+    assert set(get_args(DrafterKind)) == set(KINDS)
 
 
 def test_every_section_is_read_from_the_file(tmp_path: Path) -> None:
@@ -74,17 +79,23 @@ def test_flags_win_over_the_file_and_leave_the_rest_of_a_section_alone(tmp_path:
     ("flag", "entry"),
     [
         ("ngram", {"kind": "ngram"}),
-        ("model:/a/b.gguf", {"kind": "model", "model": "/a/b.gguf"}),
-        ("model:org/name", {"kind": "model", "model": "org/name"}),
-        ("fast=model:C=d:e", {"kind": "model", "model": "C=d:e", "name": "fast"}),
+        ("model:/a/b.gguf", {"kind": "model", "source": "/a/b.gguf"}),
+        ("model:org/name", {"kind": "model", "source": "org/name"}),
+        ("fast=model:C=d:e", {"kind": "model", "source": "C=d:e", "name": "fast"}),
         ("n3=ngram", {"kind": "ngram", "name": "n3"}),
+        ("suffix", {"kind": "suffix"}),
+        ("suffix:shared", {"kind": "suffix", "source": "shared"}),
+        ("own=class:package.module:Name", {"kind": "class", "source": "package.module:Name", "name": "own"}),
     ],
 )
 def test_a_drafter_flag_says_the_same_as_an_entry_of_the_file(flag: str, entry: dict[str, str]) -> None:
     assert parse_drafter(flag) == entry
 
 
-@pytest.mark.parametrize("flag", ["", "ngrams", "ngram:x", "ngram:", "model", "model:", "=ngram", "a=b", "none"])
+@pytest.mark.parametrize(
+    "flag",
+    ["", "ngrams", "ngram:x", "ngram:", "model", "model:", "class", "suffix:", "suffix:x", "=ngram", "a=b", "none"],
+)
 def test_any_other_drafter_flag_is_refused_with_the_forms_that_work(flag: str) -> None:
     with pytest.raises(ConfigError, match=r"--drafter is .*model:PATH_OR_HUB_NAME"):
         parse_drafter(flag)
@@ -110,8 +121,9 @@ def test_drafters_without_a_name_get_the_first_free_one() -> None:
         ({"traget": {}}, ["traget is unknown", "did you mean 'target'?"]),
         ({"scheduler": {"listen": "50051"}}, ["scheduler.listen is '50051'", "127.0.0.1:50051"]),
         ({"scheduler": {"listen": "host:99999"}}, ["scheduler.listen is 'host:99999'", '"host:port"']),
-        ({"drafters": [{"kind": "model"}]}, ["drafters.0", "set `model`", "--drafter model:PATH"]),
-        ({"drafters": [{"kind": "ngram", "model": "x"}]}, ["drafters.0", "leave `model` out"]),
+        ({"drafters": [{"kind": "model"}]}, ["drafters.0", "set `source`", "--drafter model:PATH"]),
+        ({"drafters": [{"kind": "ngram", "source": "x"}]}, ["drafters.0", "leave `source` out"]),
+        ({"drafters": [{"kind": "suffix", "source": "x"}]}, ["drafters.0", 'or make it "shared"']),
         ({"drafters": [{"kind": "eagle"}]}, ["drafters.0.kind is 'eagle'", "'ngram'"]),
         ({"drafters": [{}]}, ["drafters.0.kind is missing"]),
         ({"drafters": [{"kind": "ngram", "nmae": "x"}]}, ["drafters.0.nmae is unknown", "did you mean 'name'?"]),

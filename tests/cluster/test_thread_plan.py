@@ -25,7 +25,8 @@ def test_workers_that_compute_share_the_cores_and_each_has_at_least_one(
 
 def test_explicit_numbers_win() -> None:
     config = load_config(
-        None, {"target": {"threads": 7}, "drafters": [{"kind": "ngram", "threads": 2}, {"kind": "model", "model": "x"}]}
+        None,
+        {"target": {"threads": 7}, "drafters": [{"kind": "ngram", "threads": 2}, {"kind": "model", "source": "x"}]},
     )
     assert plan_threads(config, cores=8) == ThreadPlan(7, (2, 4))
 

@@ -25,7 +25,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_a_cell_of_a_tiny_model_is_lossless_with_prompt_lookup_and_with_itself_as_drafter(tiny: Path) -> None:
     target = {"model": str(tiny), "threads": 1, "kv_cache_bytes": 1 << 24}
-    drafters = [{"kind": "ngram"}, {"kind": "model", "model": str(tiny), "name": "itself", "kv_cache_bytes": 1 << 24}]
+    drafters = [{"kind": "ngram"}, {"kind": "model", "source": str(tiny), "name": "itself", "kv_cache_bytes": 1 << 24}]
     config = load_config(None, local_flags({"target": target, "drafters": drafters}))
     lines: list[str] = []
     async with local_cell(config, lines.append) as endpoint, AsyncClient(endpoint) as client:

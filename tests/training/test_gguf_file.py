@@ -1,4 +1,4 @@
-"""A draft model as GGUF is the same model, but for the rounding of its layers to eight bits."""
+"""A draft model as GGUF is the same model, but for the rounding of its layers to six bits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def test_a_model_comes_back_from_gguf(smollm2: Path, tmp_path: Path) -> None:
     assert torch.equal(ours.model.embed_tokens.weight, theirs.model.embed_tokens.weight), "it was Q8_0 before"
     tokens = torch.randint(0, 49_000, (1, 40), generator=torch.Generator().manual_seed(0))
     expected, found = ours(tokens).logits, theirs(tokens).logits
-    assert (expected - found).abs().max() < 0.1 * expected.std()
+    assert (expected - found).abs().max() < 0.5 * expected.std()
+    assert (expected.argmax(-1) == found.argmax(-1)).float().mean() > 0.9
     assert vocabulary_of(back, 49_152) == vocabulary_of(smollm2, 49_152)
 
 
