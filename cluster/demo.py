@@ -76,10 +76,9 @@ class Comparison:
 
 
 def demo_settings() -> dict[str, Any]:
-    """The demo's cell: two ranks in float32, where equal tokens are a law, and the drafter that needs no model."""
+    """The demo's cell: two ranks in float32, where equal tokens are a law, and the default model's own drafters."""
     return {
         "target": {"tensor_parallel": 2, "dtype": "float32"},
-        "drafters": [{"kind": "ngram"}],
         "scheduler": {"listen": "127.0.0.1:0"},
     }
 

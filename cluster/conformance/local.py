@@ -35,8 +35,6 @@ def local_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     settings = dict(flags)
     settings["target"] = {"dtype": "float32", "compiled": False, "profile_s": 0} | flags.get("target", {})
     settings["scheduler"] = {"listen": f"{_HOST}:0", "draft_wait_s": 60.0, "max_nodes": 4}
-    if "drafters" in flags:
-        settings["drafters"] = [{"compiled": False} | drafter for drafter in flags["drafters"]]
     return settings
 
 
@@ -62,7 +60,8 @@ async def local_cell(config: CellConfig, report: Report) -> AsyncIterator[str]:
             report(f"Starting drafter {section.name}")
             from workers.draft.server import DrafterServer
 
-            server = DrafterServer(drafter_config(config, section, share, _HOST))
+            uncompiled = section.model_copy(update={"compiled": False})  # it starts sooner
+            server = DrafterServer(drafter_config(config, uncompiled, share, _HOST))
             stack.push_async_callback(server.stop, _GRACE_S)
             drafters[await server.start()] = server
         endpoint = await _start_scheduler(config, target[0], list(drafters), stack)

