@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.config import CellConfig
+from cluster.default_model import DEFAULT_DRAFT
 from cluster.errors import ClusterError
 from cluster.launch import Cell, Report
 from cluster.signals import run_until_signal
@@ -79,6 +80,10 @@ def demo_settings() -> dict[str, Any]:
     """The demo's cell: two ranks in float32, where equal tokens are a law, and the default model's own drafters."""
     return {
         "target": {"tensor_parallel": 2, "dtype": "float32"},
+        "drafters": [
+            {"kind": "model", "name": "draft", "source": str(DEFAULT_DRAFT), "compiled": False},  # it starts sooner
+            {"kind": "suffix"},
+        ],
         "scheduler": {"listen": "127.0.0.1:0"},
     }
 
