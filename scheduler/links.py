@@ -42,6 +42,10 @@ class Refused(OutriderError):
     """The worker can't be used with this target; trying again would not help."""
 
 
+class Garbled(OutriderError):
+    """The worker has sent bytes that are no message of its protocol."""
+
+
 class Link(ABC):
     """The life of one link. `run` ends only by cancellation, or for good when the worker is refused."""
 
@@ -89,6 +93,9 @@ class Link(ABC):
         except Refused as err:
             self.state, self.detail = pb.WORKER_STATE_REFUSED, err.message
             log.error("%s is refused: %s", self.address, err.message)
+        except Garbled as err:
+            self.detail = err.message
+            log.warning("%s: link lost: %s", self.address, self.detail)
         except TimeoutError:
             self.detail = "does not answer"
             log.warning("%s: link lost: it does not answer", self.address)
@@ -129,7 +136,14 @@ class Link(ABC):
 
 async def _read_all(call: grpc.aio.StreamStreamCall[Any, Any], take: Callable[[Any], None]) -> None:
     async for report in call:
-        take(report)
+        take(_parsed(report))
+
+
+def _parsed(message: Any) -> Any:
+    """A message as gRPC gives it: where the bytes don't parse, that is None and a line in the log. Raises Garbled."""
+    if message is None:
+        raise Garbled("it sends what is no message of its protocol; is it of another version?")
+    return message
 
 
 class TargetLink(Link):
@@ -148,10 +162,10 @@ class TargetLink(Link):
 
     async def _hold(self, channel: grpc.aio.Channel) -> None:
         stub: Any = TargetStub(channel)
-        description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)
+        description = _parsed(await stub.Describe(worker_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S))
         files: dict[str, bytearray] = {}
         async for piece in stub.GetTokenizer(GetTokenizerRequest(), timeout=DESCRIBE_TIMEOUT_S):
-            files.setdefault(piece.file, bytearray()).extend(piece.data)
+            files.setdefault(_parsed(piece).file, bytearray()).extend(piece.data)
         await self._on_describe(description, {name: bytes(data) for name, data in files.items()})
         self.description = description
         call = stub.Connect()
@@ -190,7 +204,7 @@ class DrafterLink(Link):
 
     async def _hold(self, channel: grpc.aio.Channel) -> None:
         stub: Any = DrafterStub(channel)
-        description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)
+        description = _parsed(await stub.Describe(worker_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S))
         self.description = description
         target_vocabulary = await self._vocabulary()
         for drafter in description.drafters:

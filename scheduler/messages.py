@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from outrider.draft_law import pack_laws, unpack_laws
+from outrider.draft_law import DraftLaw, pack_laws, unpack_laws
 from outrider.errors import InvalidRequest
 from outrider.packing import pack_i32, unpack_f32, unpack_i32
 from outrider.scores import unpack_scores
@@ -23,6 +23,8 @@ from scheduler.events import (
     SendOrder,
     SendPass,
 )
+
+MAX_GROWTH_NODES = 1024  # of one growth: more is no draft, and is not even looked at
 
 _STATUS: dict[int, RowStatus] = {
     target_pb2.ROW_STATUS_OK: "ok",
@@ -75,15 +77,9 @@ def pass_done_of(result: target_pb2.PassResult) -> PassDone:
 
 
 def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Growth]:
-    """A report's growths. One whose lists don't fit together keeps its meaning but loses its nodes."""
+    """A report's growths. One whose lists don't fit together, or are endless, keeps its meaning but loses its nodes."""
     for growth in growths.growths:
-        tokens, distances, scores = list(growth.tokens), list(growth.distances), unpack_scores(growth.scores)
-        try:
-            laws = unpack_laws(growth.laws, len(tokens)) if growth.HasField("laws") else []
-        except InvalidRequest:
-            tokens, laws = [], []
-        if not len(tokens) == len(distances) == len(scores):
-            tokens, distances, scores, laws = [], [], [], []
+        tokens, distances, scores, laws = _nodes(growth)
         numbers = range(growth.first_node, growth.first_node + len(tokens))
         yield Growth(
             worker=worker,
@@ -99,6 +95,17 @@ def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Growth]:
             is_prefix_missing=growth.is_prefix_missing,
             laws=laws,
         )
+
+
+def _nodes(growth: drafter_pb2.Growth) -> tuple[list[int], list[int], list[float], list[DraftLaw | None]]:
+    """Tokens, distances, scores, [num_nodes] each, and laws, [num_nodes] or none."""
+    if not len(growth.tokens) == len(growth.distances) == len(growth.scores) <= MAX_GROWTH_NODES:
+        return [], [], [], []
+    try:
+        laws = unpack_laws(growth.laws, len(growth.tokens)) if growth.HasField("laws") else []
+    except InvalidRequest:
+        return [], [], [], []
+    return list(growth.tokens), list(growth.distances), unpack_scores(growth.scores), laws
 
 
 def _row(row: PlannedRow) -> target_pb2.Row:

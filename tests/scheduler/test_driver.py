@@ -11,10 +11,11 @@ import grpc.aio
 import pytest
 
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc
+from scheduler import links
 from scheduler.core import CoreConfig
 from scheduler.driver import Driver
-from scheduler.events import DrafterDown, DrafterUp, Event, Tick
-from scheduler.links import DrafterLink
+from scheduler.events import DrafterDown, DrafterUp, Event, TargetDown, Tick
+from scheduler.links import DrafterLink, Link, TargetLink
 
 TIMEOUT_S = 60.0
 
@@ -39,6 +40,86 @@ class RudeDrafter(drafter_pb2_grpc.DrafterServicer):
 
 async def no_vocabulary() -> Any:
     return drafter_pb2.DrafterDescription().vocabulary
+
+
+class GarbledWorker:
+    """A target and a drafter whose bytes are no message, in one of its methods; all others answer properly."""
+
+    def __init__(self, garbled: str) -> None:
+        self.num_garbled = 0
+        self._garbled = garbled
+        self._enough = asyncio.Event()
+
+    def handlers(self) -> list[grpc.GenericRpcHandler[Any, Any]]:
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        describe, connect, pieces = unary(self._describe), stream(self._connect), self._pieces
+        methods: dict[str, Any] = {"Describe": describe, "Connect": connect}
+        methods["GetTokenizer"] = grpc.unary_stream_rpc_method_handler(pieces)
+        names = ("outrider.v1.Drafter", "outrider.v1.Target")
+        return [grpc.method_handlers_generic_handler(name, methods) for name in names]
+
+    async def wait_garbled(self, num: int) -> None:
+        while self.num_garbled < num:
+            self._enough.clear()
+            await self._enough.wait()
+
+    def _bytes(self, method: str) -> bytes:
+        if method != self._garbled:
+            return b""  # a message of any type, with nothing in it
+        self.num_garbled += 1
+        self._enough.set()
+        return b"\xff\xff\xff"
+
+    async def _describe(self, request: bytes, context: Any) -> bytes:
+        return self._bytes("Describe")
+
+    async def _pieces(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield self._bytes("GetTokenizer")
+
+    async def _connect(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        yield self._bytes("Connect")
+        async for _ in requests:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "garbled"),
+    [
+        ("target", "Describe"),
+        ("target", "GetTokenizer"),
+        ("target", "Connect"),
+        ("drafter", "Describe"),
+        ("drafter", "Connect"),
+    ],
+)
+async def test_bytes_that_are_no_message_cost_their_session_alone(
+    kind: str, garbled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "RECONNECT_PAUSE_S", 0.0)
+    worker, server = GarbledWorker(garbled), grpc.aio.server()
+    server.add_generic_rpc_handlers(worker.handlers())
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+
+    async def learn(description: Any, files: Any) -> None:
+        pass
+
+    events: list[Event] = []
+    link: Link = (
+        TargetLink(address, events.append, learn)
+        if kind == "target"
+        else DrafterLink(address, events.append, no_vocabulary)
+    )
+    running = asyncio.create_task(link.run())
+    await asyncio.wait_for(worker.wait_garbled(3), TIMEOUT_S)  # it comes back, and back again
+    assert not running.done(), "the link itself must go on, and the scheduler with it"
+    if garbled == "Connect":
+        assert sum(isinstance(event, (DrafterDown, TargetDown)) for event in events) >= 2
+    else:
+        assert "no message" in link.detail
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await server.stop(0)
 
 
 async def test_a_worker_that_drops_its_stream_under_a_burst_of_orders_costs_its_session_alone() -> None:
