@@ -62,13 +62,12 @@ class _Request:
 
 
 class Hosted:
-    """A named drafter with its thread. All methods belong to the event loop."""
+    """A named drafter. All methods belong to the event loop."""
 
-    def __init__(self, name: str, drafter: Drafter, thread: EngineThread) -> None:
+    def __init__(self, name: str, drafter: Drafter) -> None:
         self.name = name
         self.drafter = drafter
         self._growing = Growing(drafter)
-        self._thread = thread
         self._keys = count()
         self._requests: dict[tuple[Stream, int], _Request] = {}
         self._by_key: dict[int, _Request] = {}
@@ -109,12 +108,12 @@ class Hosted:
             if owner is stream:
                 self._close(owner, number)
 
-    async def run(self) -> None:
+    async def run(self, thread: EngineThread) -> None:
         """Step for as long as there is something to draft. Ends when cancelled; raises what the engine raises."""
         while True:
             await self._has_work.wait()
             closed, orders = self._take()
-            new_nodes, step_ms = await self._thread.run(partial(self._step, closed, orders))
+            new_nodes, step_ms = await thread.run(partial(self._step, closed, orders))
             self._report(new_nodes, step_ms)
             if not (self._live or self._changed or self._closed):
                 self._has_work.clear()

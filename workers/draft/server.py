@@ -94,13 +94,13 @@ class DrafterServer:
         )
         thread = EngineThread(f"drafter-{spec.name}")
         self._threads.append(thread)
-        return Hosted(spec.name, await thread.run(partial(load_drafter, spec, resources)), thread)
+        return Hosted(spec.name, await thread.run(partial(load_drafter, spec, resources)))
 
     async def _draft(self, hosted: list[Hosted]) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
-                for each in hosted:
-                    tasks.create_task(each.run())
+                for each, thread in zip(hosted, self._threads, strict=True):
+                    tasks.create_task(each.run(thread))
         except ExceptionGroup as errors:
             _log.critical("%s has failed", self._config.name, exc_info=errors.exceptions[0])
             await self._endpoint.fail()
