@@ -31,7 +31,8 @@ from tests.client.fake_inference import (
     silence,
     truncated_answer,
 )
-from tests.client.test_client import STATUSES, unused_address
+from tests.client.test_client import STATUSES
+from tests.ports import free_address
 
 
 async def has_left(fake: FakeInference) -> bool:
@@ -191,7 +192,7 @@ async def test_an_overloaded_server_says_when_to_come_back(async_client: AsyncCl
 
 
 async def test_where_nobody_listens_the_server_is_unavailable() -> None:
-    async with AsyncClient(unused_address()) as client:
+    async with AsyncClient(free_address()) as client:
         with pytest.raises(ServerUnavailable, match="failed to connect"):
             await client.generate("Why?").result()
         with pytest.raises(ServerUnavailable, match="failed to connect"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import socket
 import threading
 from collections.abc import Iterator
 
@@ -39,15 +38,10 @@ from tests.client.fake_inference import (
     truncated_answer,
     whole_answer,
 )
+from tests.ports import free_address
 
 STATUSES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
 NOT_REPEATED = [code for code in STATUSES if code is not grpc.StatusCode.UNAVAILABLE]
-
-
-def unused_address() -> str:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{bound.getsockname()[1]}"
 
 
 def test_tokens_come_in_order_with_text_and_source(client: Client) -> None:
@@ -263,7 +257,7 @@ def test_a_call_is_not_repeated_once_a_message_has_arrived(client: Client, fake:
 
 
 def test_where_nobody_listens_the_server_is_unavailable() -> None:
-    with Client(unused_address()) as client:
+    with Client(free_address()) as client:
         with pytest.raises(ServerUnavailable, match="failed to connect"):
             client.generate("Why?").result()
         with pytest.raises(ServerUnavailable, match="failed to connect"):

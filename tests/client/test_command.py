@@ -30,7 +30,7 @@ from tests.client.fake_inference import (
     truncated_answer,
     whole_answer,
 )
-from tests.client.test_client import unused_address
+from tests.ports import free_address
 
 runner = CliRunner()
 
@@ -160,7 +160,7 @@ def test_info_as_json_is_one_object(server: str) -> None:
 
 @pytest.mark.parametrize("command", [["generate", "Why?"], ["chat", "-m", "Hi"], ["info"]])
 def test_where_nobody_listens_one_line_names_server_and_way_out(command: list[str]) -> None:
-    address = unused_address()
+    address = free_address()
     done = run_piped(*command, "--server", address)
     assert done.stderr == f"outrider: cannot reach {address}: is `outriderd up` running?\n"
     assert (done.stdout, done.returncode) == ("", 1)

@@ -12,8 +12,8 @@ import pytest
 
 from tests.client.command import environment, run_piped
 from tests.client.fake_inference import WAIT_S, FakeInference, serving, silence
-from tests.client.test_client import unused_address
 from tests.conformance.toy import Toy
+from tests.ports import free_address
 
 COMMAND = (sys.executable, "-m", "cluster")
 SMALL = ("--quick", "--prompts", "1", "--answers", "64", "--concurrency", "4")
@@ -83,7 +83,7 @@ def test_a_wrong_flag_is_refused_by_its_name(arguments: tuple[str, ...], complai
 
 
 def test_where_nobody_serves_it_ends_with_1() -> None:
-    done = verify("--server", unused_address())
+    done = verify("--server", free_address())
     assert (done.returncode, done.stdout) == (1, "")
     assert "Error:" in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,7 +6,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from tests.ports import free_address
 
 REPOSITORY = Path(__file__).parents[2]
 EVENT_TIMEOUT_S = 60.0
@@ -66,12 +67,6 @@ class RankProcess:
         for line in self.process.stdout:
             self._events.put(json.loads(line))
         self._events.put(("ended", self.process.wait()))
-
-
-def free_address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ Tests use it through the user's client. Ranks above 0 are processes, as they are
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from outrider import Client
 from scheduler.server import SchedulerConfig, SchedulerServer
+from tests.ports import free_address
 from workers.draft.server import DrafterConfig, DrafterServer
 from workers.target.server import TargetConfig, TargetServer
 
@@ -114,7 +114,7 @@ def local_cell(
     cell = LocalCell(run)
     try:
         if target.tensor_parallel > 1:
-            target = replace(target, group_address=f"127.0.0.1:{free_port()}")
+            target = replace(target, group_address=free_address())
             arguments = [target.model, str(target.tensor_parallel), str(target.group_address), target.dtype]
             followers.append(subprocess.Popen([sys.executable, "-c", _FOLLOW, *arguments]))
         run(cell.start(scheduler or SchedulerConfig(listen="127.0.0.1:0"), target, drafters))
@@ -130,10 +130,3 @@ def local_cell(
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

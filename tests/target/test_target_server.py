@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from outrider.errors import InvalidRequest
 from outrider.v1 import target_pb2, target_pb2_grpc, worker_pb2
+from tests.ports import free_address
 from tests.target_link import GREEDY, SEEDED, TIMEOUT_S, Link, Reference, make_row, serving, tokens_of
 from tests.tiny import save_tiny_llama
 from workers.engine.runner import Engine
@@ -210,15 +210,12 @@ def test_a_target_of_one_rank_has_no_followers(tiny: Path) -> None:
 async def test_two_ranks_measure_together_give_the_same_tokens_and_the_loss_of_one_is_seen(
     long: Path, tmp_path: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
     config = TargetConfig(
         model=str(long),
         tensor_parallel=2,
         kv_cache_bytes=2 << 20,
         threads=1,
-        group_address=address,
+        group_address=free_address(),
         group_timeout_s=20.0,
         max_pass_tokens=8,
         cache_dir=tmp_path,
