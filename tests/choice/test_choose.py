@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -284,9 +284,22 @@ def chi_square_p_value(counts: Sequence[int], law: Sequence[float]) -> float:
     return float(torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2.0), torch.tensor(statistic / 2.0)))
 
 
-def counts_over_seeds(choice: Callable[[int], int], vocab: int, num_seeds: int) -> list[int]:
-    counted = Counter(choice(seed) for seed in range(num_seeds))
-    return [counted[token] for token in range(vocab)]
+def choices_over_seeds(
+    logits: torch.Tensor,  # [num_positions, vocab]
+    positions: Sequence[int],  # [num_positions]
+    params: ChoiceParams,
+    noise: Noise | None = None,
+) -> list[tuple[int, ...]]:
+    """The choices at these positions with each of NUM_SEEDS seeds, all of them made at once."""
+    of_seeds = [replace(params, seed=seed) for seed in range(NUM_SEEDS) for _ in positions]
+    chosen = rule.choose(logits.repeat(NUM_SEEDS, 1), [*positions] * NUM_SEEDS, of_seeds, noise=noise)
+    return list(map(tuple, chosen.view(NUM_SEEDS, -1).tolist()))
+
+
+def counts_over_seeds(logits: torch.Tensor, params: ChoiceParams, noise: Noise | None = None) -> list[int]:
+    """How often each token is chosen, [vocab]."""
+    counted = Counter(choices_over_seeds(logits, [4], params, noise))
+    return [counted[(token,)] for token in range(logits.shape[-1])]
 
 
 LAWS = [
@@ -300,10 +313,6 @@ LAWS = [
 ]
 
 
-def with_seed(params: ChoiceParams, seed: int) -> ChoiceParams:
-    return replace(params, seed=seed)
-
-
 @pytest.mark.parametrize("params", LAWS, ids=str)
 def test_choices_over_seeds_have_the_law_of_the_processed_logits(params: ChoiceParams) -> None:
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(8))
@@ -311,9 +320,7 @@ def test_choices_over_seeds_have_the_law_of_the_processed_logits(params: ChoiceP
     masked = [value if token in kept else -math.inf for token, value in enumerate(logits[0].tolist())]
     law = (torch.tensor(masked, dtype=torch.float64) / params.temperature).softmax(0).tolist()
 
-    counts = counts_over_seeds(lambda seed: int(choose(logits, [4], with_seed(params, seed))), 12, NUM_SEEDS)
-
-    assert chi_square_p_value(counts, law) > FALSE_ALARM
+    assert chi_square_p_value(counts_over_seeds(logits, params), law) > FALSE_ALARM
 
 
 def no_noise(seeds: Sequence[int], _positions: Sequence[int]) -> torch.Tensor:
@@ -333,11 +340,7 @@ def test_the_law_test_sees_a_wrong_noise(wrong_noise: Noise) -> None:
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(8))
     law = logits[0].double().softmax(0).tolist()
 
-    counts = counts_over_seeds(
-        lambda seed: int(choose(logits, [4], ChoiceParams(seed=seed), noise=wrong_noise)), 12, NUM_SEEDS
-    )
-
-    assert chi_square_p_value(counts, law) < FALSE_ALARM
+    assert chi_square_p_value(counts_over_seeds(logits, ChoiceParams(), wrong_noise), law) < FALSE_ALARM
 
 
 @pytest.mark.parametrize(
@@ -354,10 +357,7 @@ def test_choices_at_neighbouring_positions_are_independent(noise: Noise | None, 
     marginal = logits[0].double().softmax(0).tolist()
     law = [a * b for a, b in product(marginal, marginal)]
 
-    def pair(seed: int) -> int:
-        first, second = choose(logits.expand(2, -1), [6, 7], ChoiceParams(seed=seed), noise=noise)
-        return 4 * int(first) + int(second)
-
-    p_value = chi_square_p_value(counts_over_seeds(pair, 16, NUM_SEEDS), law)
+    counted = Counter(choices_over_seeds(logits.expand(2, -1), [6, 7], ChoiceParams(), noise))
+    p_value = chi_square_p_value([counted[pair] for pair in product(range(4), repeat=2)], law)
 
     assert (p_value > FALSE_ALARM) is is_right

@@ -14,12 +14,13 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from outrider.draft_law import DraftLaw
 from tests.rules.models import path_of
 from tests.statistics import chi_square_p_value
 from workers.choice.choose import laws
-from workers.choice.noise import gumbel, uniform
+from workers.choice.noise import gumbel_rows, uniform
 from workers.choice.params import ChoiceParams
 from workers.choice.paths import Paths
 from workers.choice.penalties import edit
@@ -121,21 +122,35 @@ def draft_after(path: tuple[int, ...], params: ChoiceParams, rng: np.random.Gene
         siblings = [tokens[i] for i in range(node) if shape[i] == parent]
         if params.rule == "rejection":
             # Drawn from a law over all tokens, whatever the limits are, so that no tree runs out of siblings.
-            law = whole_law(behind, params.temperature).without(siblings)
-            tokens.append(law.ids[int(rng.choice(len(law.ids), p=np.array(law.probabilities)))])
+            law, cumulative = law_of_a_draw(behind, params.temperature, tuple(siblings))
+            tokens.append(law.ids[int(cumulative.searchsorted(rng.random(), side="right"))])
             drawn_from.append(law)
         else:
             # The drafter's best noisy scores, with the target's noise.
             with np.errstate(divide="ignore"):
                 scores = np.log(law_after(behind, general, "draft"))
-            scores = scores + gumbel(params.seed, len(PROMPT) + len(behind), VOCAB).numpy()
+            scores = scores + noise_at(len(PROMPT) + len(behind))[params.seed]
             tokens.append(int((-scores).argsort(kind="stable")[len(siblings)]))
     return Draft(its, Paths([*PROMPT, *path], tokens, list(shape)), drawn_from=drawn_from)
 
 
 @cache
-def whole_law(path: tuple[int, ...], temperature: float) -> DraftLaw:
-    return DraftLaw(tuple(range(VOCAB)), tuple(law_after(path, ChoiceParams(temperature=temperature), "draft")))
+def law_of_a_draw(
+    path: tuple[int, ...], temperature: float, siblings: tuple[int, ...]
+) -> tuple[DraftLaw, NDArray[np.float64]]:
+    """What a node is drawn from after its siblings, and the sums of its first probabilities, [num_left]."""
+    whole = DraftLaw(tuple(range(VOCAB)), tuple(law_after(path, ChoiceParams(temperature=temperature), "draft")))
+    left = whole.without(siblings)
+    sums = np.cumsum(left.probabilities)
+    return left, sums / sums[-1]
+
+
+@cache
+def noise_at(position: int) -> NDArray[np.float32]:
+    """Of every seed that is tried, [num_seeds, vocab]."""
+    seeds = range(max(NUM_TRIALS, NUM_TRIALS_OF_TWINS))
+    noise: NDArray[np.float32] = gumbel_rows(seeds, [position] * len(seeds), VOCAB).numpy()
+    return noise
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -237,7 +252,7 @@ def test_shared_noise_matches_as_often_as_theory_says() -> None:
     pairs = list(zip(first, second, strict=True))
     expected = sum(1 / sum(max(x / a, y / b) for x, y in pairs) for a, b in pairs)
     num = 8_000
-    shared = np.stack([gumbel(seed, 5, VOCAB).numpy() for seed in range(num)])
+    shared = gumbel_rows(range(num), [5] * num, VOCAB).numpy()
     matches = int(((np.log(first) + shared).argmax(1) == (np.log(second) + shared).argmax(1)).sum())
 
     counts = {True: matches, False: num - matches}
