@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -36,12 +36,22 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("models") / "target", num_layers=4, max_context=48)
 
 
-@pytest.fixture(autouse=True)
-def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def few_prompts() -> Iterator[None]:
     """The tiny tokenizer knows no English."""
-    monkeypatch.setattr(distilling, "encoder", lambda _checkpoint: encode)
-    monkeypatch.setattr(distilling, "ANSWERS_PER_SHARD", 8)
-    monkeypatch.setattr(distilling, "held_out_prompts", lambda: held_out_prompts()[::9])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distilling, "encoder", lambda _checkpoint: encode)
+        patch.setattr(distilling, "ANSWERS_PER_SHARD", 8)
+        patch.setattr(distilling, "held_out_prompts", lambda: held_out_prompts()[::9])
+        yield
+
+
+@pytest.fixture(scope="module")
+def draft(target: Path, few_prompts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a draft model that was trained without a break."""
+    config = config_of(target, tmp_path_factory.mktemp("whole"))
+    distill(config, ignore)
+    return config.output
 
 
 def encode(prompt: Prompt) -> list[int]:
@@ -95,19 +105,18 @@ def test_a_draft_model_learns_from_its_target_and_serves(target: Path, tmp_path:
     assert len(driver.told[1].standing()) == 6
 
 
-def test_only_layers_and_the_last_norm_are_trained(target: Path, tmp_path: Path) -> None:
-    distill(config_of(target, tmp_path), ignore)
-
-    before, after = weights(target), weights(tmp_path / "draft")
+def test_only_layers_and_the_last_norm_are_trained(target: Path, draft: Path) -> None:
+    before, after = weights(target), weights(draft)
     changed = {name for name, each in after.items() if not torch.equal(each, before[name])}
     assert "model.embed_tokens.weight" in after
     assert changed == {name for name in after if name.startswith("model.layers") or name == "model.norm.weight"}
 
 
 @pytest.mark.parametrize("stage", ["answers", "training"])
-def test_a_run_that_was_interrupted_comes_to_the_same_model(target: Path, tmp_path: Path, stage: str) -> None:
-    whole, interrupted = config_of(target, tmp_path / "whole"), config_of(target, tmp_path / "interrupted")
-    distill(whole, ignore)
+def test_a_run_that_was_interrupted_comes_to_the_same_model(
+    target: Path, draft: Path, tmp_path: Path, stage: str
+) -> None:
+    interrupted = config_of(target, tmp_path)
     num_reports = 0
 
     def interrupt(progress: Progress) -> None:
@@ -122,19 +131,17 @@ def test_a_run_that_was_interrupted_comes_to_the_same_model(target: Path, tmp_pa
     distill(interrupted, ignore)
 
     ours = weights(interrupted.output)
-    for name, each in weights(whole.output).items():
+    for name, each in weights(draft).items():
         assert torch.allclose(each, ours[name], atol=1e-5), name
 
 
-def test_a_draft_model_can_be_trained_on(target: Path, tmp_path: Path) -> None:
-    first = config_of(target, tmp_path / "first")
-    distill(first, ignore)
-    second = config_of(target, tmp_path / "second", start_from=first.output)
+def test_a_draft_model_can_be_trained_on(target: Path, draft: Path, tmp_path: Path) -> None:
+    second = config_of(target, tmp_path, start_from=draft)
     distill(second, ignore)
 
-    assert load_draft_vocab(second.output) == load_draft_vocab(first.output)
+    assert load_draft_vocab(second.output) == load_draft_vocab(draft)
     name = "model.layers.0.mlp.up_proj.weight"
-    assert not torch.equal(weights(first.output)[name], weights(second.output)[name])
+    assert not torch.equal(weights(draft)[name], weights(second.output)[name])
     assert json.loads((second.output / "config.json").read_text())["num_hidden_layers"] == 2
 
 
