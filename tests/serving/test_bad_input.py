@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -11,10 +12,10 @@ import pytest
 from outrider import Client, SamplingParams, Speculation
 from outrider.rpc import MAX_MESSAGE_BYTES
 from outrider.v1 import inference_pb2 as pb
-from outrider.v1 import inference_pb2_grpc
-from tests.serving.local_cell import LocalCell
-
-pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+from tests.serving.conftest import drafter_config
+from tests.serving.local_cell import LocalCell, local_cell
+from tests.tiny import NUM_LETTER_TOKENS, save_letter_tokenizer, save_tiny_llama
+from workers.target.server import TargetConfig
 
 GENERATE = "/outrider.v1.Inference/Generate"
 Code = grpc.StatusCode
@@ -22,19 +23,29 @@ GREEDY = {"temperature": 0.0, "max_tokens": 1}
 
 
 @pytest.fixture(scope="module")
-def busy_cell(cell: LocalCell) -> Iterator[LocalCell]:
-    """Another user's request runs all the while, and must end with the tokens it would have had alone."""
-    sampling = SamplingParams(temperature=0.8, seed=11, max_tokens=160, ignore_eos=True)
-    with Client(cell.endpoint) as client:
+def busy_cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCell]:
+    """Another user asks all the while, and each time must have the tokens that it would have had alone."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_tiny_llama(folder, vocab=NUM_LETTER_TOKENS, num_layers=1, max_context=8192, with_tokenizer=False)
+    save_letter_tokenizer(folder)
+    target = TargetConfig(model=str(folder), dtype="float32", threads=1, kv_cache_bytes=8 << 20, profile_s=0)
+    drafters = [drafter_config("ngram"), drafter_config(f"itself=model:{folder}")]
+    sampling = SamplingParams(temperature=0.8, seed=11, max_tokens=64, ignore_eos=True)
+    beside: list[object] = []
+    is_over = threading.Event()
+
+    def ask_on() -> None:
+        while not is_over.is_set():
+            beside.append(client.generate("Once upon a time", sampling=sampling).result().token_ids)
+
+    with local_cell(target, drafters) as cell, Client(cell.endpoint) as client:
         alone = client.generate("Once upon a time", sampling=sampling, speculation=Speculation(mode="off")).result()
-        beside: list[object] = []
-        other = threading.Thread(
-            target=lambda: beside.append(client.generate("Once upon a time", sampling=sampling).result().token_ids)
-        )
-        other.start()
-        yield cell
-        other.join(120)
-    assert beside == [alone.token_ids]
+        with ThreadPoolExecutor(1) as other:
+            asking = other.submit(ask_on)
+            yield cell
+            is_over.set()
+            asking.result()
+    assert set(beside) == {alone.token_ids}
 
 
 def refusal(cell: LocalCell, request: pb.GenerateRequest | bytes, timeout_s: float = 60.0) -> tuple[Code, str]:
@@ -72,9 +83,9 @@ BAD = {
         ["sampling.max_tokens", "8192", "at most 8191"],
     ),
     "token id out of range": (
-        pb.GenerateRequest(token_ids={"ids": [1, 49152]}),
+        pb.GenerateRequest(token_ids={"ids": [1, 257]}),
         Code.INVALID_ARGUMENT,
-        ["token_ids.ids[1]", "49152", "49152 tokens"],
+        ["token_ids.ids[1]", "257", "257 tokens"],
     ),
     "malformed UTF-8": (
         pb.GenerateRequest(text="caf?").SerializeToString().replace(b"?", b"\xc3"),
@@ -91,7 +102,7 @@ BAD = {
     "unknown drafter": (
         pb.GenerateRequest(text="a", speculation={"drafters": ["oracle"]}),
         Code.INVALID_ARGUMENT,
-        ["speculation.drafters[0]", "'oracle'", "cut, itself, ngram"],
+        ["speculation.drafters[0]", "'oracle'", "itself, ngram"],
     ),
     "a field that is not served yet": (
         pb.GenerateRequest(text="a", resume_from={"ids": [1]}),
@@ -138,17 +149,3 @@ def test_bad_input_is_refused_by_name_while_others_go_on(name: str, busy_cell: L
 def test_a_deadline_in_the_past_is_refused(busy_cell: LocalCell) -> None:
     request = pb.GenerateRequest(text="a", sampling=pb.SamplingParams(**GREEDY))
     assert refusal(busy_cell, request, timeout_s=-1.0)[0] == Code.DEADLINE_EXCEEDED
-
-
-def test_a_deadline_that_passes_ends_the_request_and_frees_its_place(busy_cell: LocalCell) -> None:
-    request = pb.GenerateRequest(text="a", sampling={"max_tokens": 4000, "ignore_eos": True})
-    assert refusal(busy_cell, request, timeout_s=1.0)[0] == Code.DEADLINE_EXCEEDED
-    with grpc.insecure_channel(busy_cell.endpoint) as channel:
-        stub = inference_pb2_grpc.InferenceStub(channel)
-        pause = threading.Event()
-        for _ in range(200):
-            load = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=10).load
-            if load.num_running_requests <= 1:
-                return
-            pause.wait(0.05)
-    pytest.fail(f"the request still runs: {load}")

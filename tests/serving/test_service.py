@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -13,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from outrider import Client, SamplingParams, ServerInfo, Speculation
-from outrider.errors import Overloaded
+from outrider.errors import DeadlineExceeded, Overloaded
 from outrider.v1 import inference_pb2, inference_pb2_grpc
 from scheduler.server import SchedulerConfig
 from tests.serving.conftest import drafter_config
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.timeout(120)
 
 NUM_LONG = 1000
 LONG = SamplingParams(temperature=0, max_tokens=NUM_LONG, ignore_eos=True)
+OFF = Speculation(mode="off")
 SHORT = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 
 
@@ -67,6 +69,13 @@ def test_a_client_that_vanishes_leaves_nothing_behind(tiny_cell: LocalCell) -> N
     client.close()
     with Client(tiny_cell.endpoint) as other:
         until(other, is_empty)
+
+
+def test_a_deadline_that_passes_ends_the_request_and_frees_its_place(tiny_cell: LocalCell) -> None:
+    with Client(tiny_cell.endpoint) as client:
+        with pytest.raises(DeadlineExceeded):
+            client.generate([1, 2, 3], sampling=replace(LONG, max_tokens=2000), speculation=OFF, timeout_s=0.2).result()
+        until(client, is_empty)
 
 
 def test_beyond_the_queue_requests_are_refused_with_a_hint_and_the_admitted_ones_finish(tiny_cell: LocalCell) -> None:
