@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,7 @@ class Text:
 
 
 @pytest.fixture(scope="module")
-def two_threads() -> Iterator[None]:
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def texts(smollm2: Path, two_threads: None) -> list[Text]:
+def texts(smollm2: Path) -> list[Text]:
     """Greedy answers by transformers' `generate` in one batch, padded on the left. An end token does not end them."""
     tokenizer: Any = AutoTokenizer.from_pretrained(smollm2)
     model: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
@@ -65,7 +58,7 @@ def texts(smollm2: Path, two_threads: None) -> list[Text]:
 
 
 @pytest.fixture(scope="module")
-def engine(smollm2: Path, two_threads: None) -> Engine:
+def engine(smollm2: Path) -> Engine:
     return Engine(Checkpoint(smollm2, "SmolLM2"), dtype="float32", kv_cache_bytes=KV_CACHE_BYTES)
 
 

@@ -5,40 +5,65 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from outrider import Answer, Client, SamplingParams, Speculation
+from scheduler.server import SchedulerConfig
 from tests.serving.conftest import drafter_config, target_config
 from tests.serving.local_cell import LocalCell, local_cell
 from tests.serving.prompts import PROMPTS, Prompt
+from workers.training.layers import save_with_layers
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 NUM_TOKENS = 128
+PAD = 0  # a token of documents, which no answer has
 OFF = Speculation(mode="off")
 
 
 @pytest.fixture(scope="module")
+def truncated(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_with_layers(smollm2, tmp_path_factory.mktemp("truncated") / "SmolLM2-8-layers", range(8))
+
+
+@pytest.fixture(scope="module")
+def cell(smollm2: Path, truncated: Path) -> Iterator[LocalCell]:
+    """One rank, and three drafters: prompt lookup, the target itself, and the target cut to eight layers."""
+    drafters = [
+        drafter_config("ngram"),
+        drafter_config(f"itself=model:{smollm2}", f"cut=model:{truncated}"),
+    ]
+    # The tests share two cores with all of it: a draft is waited for, so that drafts are used whatever the load.
+    scheduler = SchedulerConfig(listen="127.0.0.1:0", draft_wait_s=60)
+    with local_cell(target_config(smollm2), drafters, scheduler) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def greedy_by_transformers(smollm2: Path) -> list[list[int]]:
-    """Greedy tokens by transformers' own generate, the prompt's tokens left out."""
-    torch.set_num_threads(2)
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    answers = []
-    for prompt in PROMPTS:
-        if isinstance(prompt, str):
-            ids = tokenizer(prompt, return_tensors="pt").input_ids
-        else:
-            ids = tokenizer.apply_chat_template(
-                list(prompt), add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )["input_ids"]
-        tokens = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NUM_TOKENS)
-        answers.append(tokens[0, ids.shape[1] :].tolist())
-    torch.set_num_threads(1)
-    return answers
+    """Greedy tokens by transformers' own generate, the prompts' tokens left out: one batch, padded on the left."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm2)
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    prompts = [
+        tokenizer(prompt).input_ids
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)["input_ids"]
+        for prompt in PROMPTS
+    ]
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    tokens = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=NUM_TOKENS, pad_token_id=PAD)
+    return [without_padding(answer) for answer in tokens[:, longest:].tolist()]
+
+
+def without_padding(answer: list[int]) -> list[int]:
+    """An answer that ended early is padded to the length of the longest."""
+    return answer[: answer.index(PAD)] if PAD in answer else answer
 
 
 @pytest.fixture(scope="module")
