@@ -21,8 +21,9 @@ $(INSTALLED): pyproject.toml client/pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## a real model answers three prompts through the real path
 	$(BIN)/outriderd demo
 
+# In two processes, for CI's two cores. A file stays in one of them, so that what its tests share is made once.
 test: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) lint types layers protos-check  ## everything short of the tests
 

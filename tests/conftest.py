@@ -1,4 +1,4 @@
-"""Fixtures that every area shares."""
+"""Fixtures that every area shares, and how tests share a machine."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from cluster.default_model import fetch_default_model
 
 # Hub names are never resolved here: a test that needs a model makes one, or uses the default one.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Two processes of tests share the cores, and each starts servers: a thread that waits for another must not spin.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)  # two threads spin for each other where cores are shared: 13 times slower
+
+
+def pytest_configure() -> None:
+    import torch  # it reads the policy above, so not before
+
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start cells or load the default model come first: were one of these the last, one process of tests
+    would be busy with it for minutes while the other has nothing to do."""
+    long = {item.path for item in items if item.get_closest_marker("model") or item.get_closest_marker("cluster")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")
