@@ -1,16 +1,13 @@
-"""One rank of a group in a process of its own, for `test_group.py`: it says what it does on stdout, line by line.
+"""One rank of a group in a process of its own, for `test_group.py`: it says what it does over a pipe.
 
-    python group_rank.py RANK ADDRESS FOLDER CACHE_DIR
-
-Rank 0 reads commands from stdin; the follower follows. A line "lost" is GroupLost, with the seconds it took.
+Rank 0 takes commands from the pipe; the follower follows. An event "lost" is GroupLost, with the seconds it took.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
+import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -23,15 +20,14 @@ from workers.target.group import Group, GroupLost
 TIMEOUT_S = 3.0
 
 
-def say(event: str, value: object = None) -> None:
-    sys.stdout.write(json.dumps([event, value]) + "\n")
-    sys.stdout.flush()
+def lead(group: Group, engine: Engine, pipe: Connection) -> None:
+    """Carry out the test's commands: rows to forward, a path to accept, or one of the group's own."""
 
+    def say(event: str, value: object = None) -> None:
+        pipe.send((event, value))
 
-def lead(group: Group, engine: Engine) -> None:
-    """Carry out the commands of stdin: rows to forward, a path to accept, or one of the group's own."""
-    for line in sys.stdin:
-        command, argument = json.loads(line)
+    while True:
+        command, argument = pipe.recv()
         if command == "forward":
             for row in argument:
                 if not engine.is_open(row["key"]):
@@ -55,25 +51,30 @@ def lead(group: Group, engine: Engine) -> None:
             return
 
 
-def main(rank: int, address: str, folder: str, cache_dir: str) -> None:
+def main(rank: int, address: str, folder: Path, cache_dir: Path, pipe: Connection) -> None:
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
-    checkpoint = prepare_checkpoint(folder, tensor_parallel=2, cache_dir=Path(cache_dir))
+    checkpoint = prepare_checkpoint(str(folder), tensor_parallel=2, cache_dir=cache_dir)
     group = Group.join(rank, 2, address, timeout_s=TIMEOUT_S, start_timeout_s=60)
     # Unequal budgets: the group must settle on what both have.
     engine = Engine(checkpoint, tensor_parallel=2, block_size=4, kv_cache_bytes=(2 + rank) << 16, group=group)
-    say("ready", [engine.num_blocks, engine.spec.num_kv_heads, os.getpid()])
+    pipe.send(("ready", (engine.num_blocks, engine.spec.num_kv_heads)))
     begin = time.monotonic()
     try:
         if rank == 0:
-            lead(group, engine)
+            lead(group, engine, pipe)
         else:
             group.follow(engine)
     except GroupLost:
-        say("lost", time.monotonic() - begin)
+        pipe.send(("lost", time.monotonic() - begin))
     finally:
         group.leave()
-    say("left")
+    pipe.send(("left", None))
 
 
-if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+def join_alone(address: str, pipe: Connection) -> None:
+    """Join a group that nobody else joins. In a process of its own: torch.distributed is of no more use here then."""
+    try:
+        Group.join(0, 2, address, start_timeout_s=0.5)
+    except GroupLost as err:
+        pipe.send(str(err))

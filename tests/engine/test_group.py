@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,28 +15,29 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine import group_rank
 from tests.ports import free_address
 
-REPOSITORY = Path(__file__).parents[2]
 EVENT_TIMEOUT_S = 60.0
 TIMEOUT_S = 3.0  # the group's own, in group_rank.py
 
 LogitsOf = Callable[[Path, Sequence[int]], Tensor]
 
 
+# Ranks are forked from a process that has loaded torch and transformers and done nothing yet: loading takes 6 s of CPU.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload([group_rank.__name__])
+
+
 class RankProcess:
     """A process of `group_rank.py`, its events in a queue."""
 
     def __init__(self, rank: int, address: str, folder: Path, cache_dir: Path) -> None:
-        command = [sys.executable, "-W", "error", str(Path(__file__).with_name("group_rank.py"))]
-        path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "client")])
-        self.process = subprocess.Popen(
-            [*command, str(rank), address, str(folder), str(cache_dir)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path},
-        )
+        self._pipe, its_pipe = processes.Pipe()
+        arguments = (rank, address, folder, cache_dir, its_pipe)
+        self.process = processes.Process(target=group_rank.main, args=arguments, daemon=True)
+        self.process.start()
+        its_pipe.close()
         self._events: queue.Queue[Any] = queue.Queue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -50,37 +49,35 @@ class RankProcess:
         return value
 
     def send(self, command: str, argument: object = None) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([command, argument]) + "\n")
-        self.process.stdin.flush()
+        self._pipe.send((command, argument))
 
     def end(self) -> None:
         self.process.kill()
+        self.process.join()
         self._reader.join()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
+        self._pipe.close()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._events.put(json.loads(line))
-        self._events.put(("ended", self.process.wait()))
+        while True:
+            try:
+                self._events.put(self._pipe.recv())
+            except (EOFError, ConnectionResetError):
+                self._events.put(("ended", None))
+                return
 
 
 @pytest.fixture
 def ranks(tiny_llama: Path, tmp_path: Path) -> Iterator[list[RankProcess]]:
     """Rank 0 and its follower, loaded: nine heads padded to twelve, two KV heads each."""
     address = free_address()
-    processes = [RankProcess(rank, address, tiny_llama, tmp_path) for rank in range(2)]
+    both = [RankProcess(rank, address, tiny_llama, tmp_path) for rank in range(2)]
     try:
-        described = [process.expect("ready") for process in processes]
-        assert described[0][:2] == described[1][:2] == [(2 << 16) // (4 * 2 * 2 * 2 * 8 * 4), 2]
-        yield processes
+        described = [rank.expect("ready") for rank in both]
+        assert described[0] == described[1] == ((2 << 16) // (4 * 2 * 2 * 2 * 8 * 4), 2)
+        yield both
     finally:
-        for process in processes:
-            process.end()
+        for rank in both:
+            rank.end()
 
 
 def test_two_ranks_give_the_logits_of_the_unpadded_model_also_after_accepted_walks(
@@ -170,7 +167,8 @@ def test_rank_0_is_told_when_its_follower_dies(ranks: list[RankProcess]) -> None
 
 def test_rank_0_is_told_when_its_follower_hangs(ranks: list[RankProcess]) -> None:
     lead, follower = ranks
-    follower.process.send_signal(signal.SIGSTOP)
+    assert follower.process.pid is not None
+    os.kill(follower.process.pid, signal.SIGSTOP)
     lead.send("forward", [{"key": 1, "tokens": [1, 2, 3]}])
     assert lead.expect("lost") < 2 * TIMEOUT_S
     lead.expect("left")
@@ -188,18 +186,11 @@ def test_the_follower_is_told_when_rank_0_falls_silent(ranks: list[RankProcess])
     assert follower.expect("lost") == pytest.approx(TIMEOUT_S, abs=2.0)
 
 
-_JOIN_ALONE = """
-import sys
-from workers.target.group import Group, GroupLost
-try:
-    Group.join(0, 2, sys.argv[1], start_timeout_s=0.5)
-except GroupLost as err:
-    print(err)
-"""
-
-
 def test_ranks_that_do_not_meet_are_lost() -> None:
-    # In a process of its own: torch.distributed is of no more use in one that has failed to join.
-    command = [sys.executable, "-c", _JOIN_ALONE, free_address()]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=EVENT_TIMEOUT_S, check=True)
-    assert "rank 0 of 2" in done.stdout
+    ours, its_pipe = processes.Pipe()
+    alone = processes.Process(target=group_rank.join_alone, args=(free_address(), its_pipe), daemon=True)
+    alone.start()
+    assert ours.poll(EVENT_TIMEOUT_S)
+    assert "rank 0 of 2" in ours.recv()
+    alone.join(EVENT_TIMEOUT_S)
+    assert alone.exitcode == 0
