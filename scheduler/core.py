@@ -88,6 +88,7 @@ class Core:
         self._queue: deque[int] = deque()
         self._running: dict[int, Request] = {}  # in order of start
         self._target: TargetFacts | None = None
+        self._vocab_size = 0  # of the target, also of one that is being restarted: drafters go on meanwhile
         self._in_flight: list[PassInFlight] = []  # the first one runs
         self._answered_s: float | None = None  # when the target's last answer came
         self._ask_again_s: float | None = None  # when the policy wants to be asked again
@@ -147,7 +148,7 @@ class Core:
                 if number in self._requests:
                     self._end(self._requests[number], now_s, reason="stop")
             case TargetUp(facts):
-                self._target = facts
+                self._target, self._vocab_size = facts, facts.vocab_size
                 self.num_free_kv_blocks = facts.num_kv_blocks
                 self._policy.note_target(facts)
             case TargetDown():
@@ -159,9 +160,8 @@ class Core:
             case DrafterDown(worker):
                 self._commands += self._drafting.lose_worker(worker, now_s)
             case Grown():
-                vocab_size = self._target.vocab_size if self._target is not None else 0
                 for growth in event.growths:
-                    self._commands += self._drafting.grow(growth, vocab_size, now_s)
+                    self._commands += self._drafting.grow(growth, self._vocab_size, now_s)
             case Tick():
                 pass
 

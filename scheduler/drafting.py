@@ -128,8 +128,9 @@ class Drafting:
         return sum(1 for view in views if view is not None and view.worker == worker)
 
     def _order(self, request: Request, view: DrafterView, now_s: float) -> SendOrder:
-        if request.new.is_drawn_for:
-            request.tree.clear()  # of a drafter that is lost: siblings are drawn by one drafter
+        if request.new.is_drawn_for:  # nodes of a drafter that is lost may be there: siblings are drawn by one drafter
+            request.tree.clear()
+            view.places = {}
         view.is_opening = view.told_len == 0
         order = SendOrder(
             worker=view.worker,

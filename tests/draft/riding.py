@@ -6,8 +6,9 @@ and the target's verdicts are the test's. So any interleaving can be played, and
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from outrider.v1 import drafter_pb2
@@ -23,6 +24,7 @@ from scheduler.events import (
     Grown,
     NewRequest,
     PassDone,
+    PlannedRow,
     ReleaseDrafter,
     ResetTarget,
     RowOutcome,
@@ -31,14 +33,15 @@ from scheduler.events import (
     Submitted,
     TargetFacts,
     TargetUp,
+    Tick,
 )
 from scheduler.messages import drafter_release_message, growths_of, order_message, pass_message
-from scheduler.policy import PolicyConfig
+from scheduler.policy.policy import num_tokens_of
 from workers.draft.drafter import Drafter
 from workers.draft.growing import NewNodes, Order
 from workers.draft.hosted import Hosted, Stream
 
-FOREVER_S = 1e9
+MAX_ROUNDS = 200
 
 
 def new_request(
@@ -99,15 +102,13 @@ class Worker:
 
 
 class Riding:
-    """One core, one target that the test speaks for, and drafter workers."""
+    """One core, one target that the test speaks for, and drafter workers. The clock is the test's, too."""
 
-    def __init__(self, facts: TargetFacts, *, max_running: int = 64) -> None:
-        config = CoreConfig(
-            max_running_requests=max_running, policy=PolicyConfig(draft_wait_s=FOREVER_S), pass_timeout_s=FOREVER_S
-        )
-        self.core = Core(config)
+    def __init__(self, facts: TargetFacts) -> None:
+        self.core = Core(CoreConfig(pass_timeout_s=1e9))
+        self.now_s = 0.0
         self.workers: dict[str, Worker] = {}
-        self.sent: SendPass | None = None
+        self.passes: deque[SendPass] = deque()  # that are not answered
         self.finished: dict[int, Finish] = {}
         self.num_bytes: Counter[str] = Counter()  # by what they were for
         self.num_rows = 0
@@ -128,31 +129,27 @@ class Riding:
     def submit(self, new: NewRequest) -> None:
         self.handle(Submitted(new))
 
-    def verdict(self, walked: Mapping[int, Sequence[int]]) -> None:
-        """The target answers the pass: for each of its rows, the accepted tokens and the next one."""
-        assert self.sent is not None
-        rows, pass_id, self.sent = self.sent.rows, self.sent.pass_id, None
-        outcomes = [
-            RowOutcome(
-                row.request,
-                row.epoch,
-                row.committed_len,
-                "ok",
-                walked[row.request],
-                row.committed_len + len(walked[row.request]),
-            )
-            for row in rows
-        ]
-        self.handle(PassDone(pass_id, outcomes, self._facts.num_kv_blocks))
+    def verdict(self, walked: Mapping[int, Sequence[int]], pass_s: float = 0.0) -> None:
+        """The target answers its first pass: for each of the rows, the accepted tokens and the next one."""
+        sent = self.passes.popleft()
+        outcomes = []
+        for row in sent.rows:
+            tokens = walked[row.request]
+            known_len = row.committed_len + len(tokens)
+            outcomes.append(RowOutcome(row.request, row.epoch, row.committed_len, "ok", tokens, known_len))
+        self.handle(PassDone(sent.pass_id, outcomes, self._facts.num_kv_blocks, pass_s))
 
     def take_report(self, worker: Worker) -> None:
         data = worker.stream.reports.get_nowait().SerializeToString()
         self.num_bytes["growths"] += len(data)
+        self.num_bytes["num growths"] += data.count(b"\x12") * 0 + 1
         self.handle(Grown(list(growths_of(worker.name, drafter_pb2.DrafterReport.FromString(data).growths))))
 
     def settle(self) -> None:
         """All messages arrive, and drafters step, until nothing is left to do but the pass."""
-        while any(worker.has_work or not worker.stream.reports.empty() for worker in self.workers.values()):
+        for _ in range(MAX_ROUNDS):
+            if not any(worker.has_work or not worker.stream.reports.empty() for worker in self.workers.values()):
+                return
             for worker in self.workers.values():
                 while worker.commands:
                     worker.take_command()
@@ -161,9 +158,40 @@ class Riding:
                     worker.end_step(drafter)
                 while not worker.stream.reports.empty():
                     self.take_report(worker)
+        raise AssertionError(f"not at rest after {MAX_ROUNDS} rounds")
+
+    def ride(self, step_s: float, pass_s: Callable[[int], float], walk: Callable[[PlannedRow], list[int]]) -> None:
+        """Until all requests have ended, by the clock: a drafter's step takes step_s, a pass of n tokens pass_s(n), and
+        messages no time. `walk` is the target."""
+        ends: dict[tuple[str, str], float] = {}  # of steps, by worker and drafter
+        pass_end = math.inf
+        while self.core.num_running or self.core.num_queued:
+            for worker in self.workers.values():
+                while worker.commands:
+                    worker.take_command()
+                for drafter, hosted in worker.hosted.items():
+                    if (worker.name, drafter) not in ends and (hosted._live or hosted._changed or hosted._closed):
+                        worker.begin_step(drafter)
+                        ends[worker.name, drafter] = self.now_s + step_s
+            if self.passes and pass_end == math.inf:
+                pass_end = self.now_s + pass_s(num_tokens_of(self.passes[0].rows))
+            step_end, step = min(((end, key) for key, end in ends.items()), default=(math.inf, None))
+            ask_s = self.core.next_wakeup_s() or math.inf
+            self.now_s = max(self.now_s, min(pass_end, step_end, ask_s))
+            if step is not None and step_end == min(pass_end, step_end, ask_s):
+                del ends[step]
+                self.workers[step[0]].end_step(step[1])
+                while not self.workers[step[0]].stream.reports.empty():
+                    self.take_report(self.workers[step[0]])
+            elif pass_end <= ask_s:
+                pass_end = math.inf
+                rows = self.passes[0].rows
+                self.verdict({row.request: walk(row) for row in rows}, pass_s(num_tokens_of(rows)))
+            else:
+                self.handle(Tick())
 
     def handle(self, event: Event) -> None:
-        for command in self.core.handle(event, 0.0):
+        for command in self.core.handle(event, self.now_s):
             self._carry_out(command)
 
     def _greet(self, worker: Worker) -> None:
@@ -181,7 +209,7 @@ class Riding:
                 self.num_bytes["releases"] += len(data)
                 self.workers[command.worker].commands.append(data)
             case SendPass():
-                self.sent = command
+                self.passes.append(command)
                 self.num_rows += len(command.rows)
                 self.num_bytes["passes"] += len(pass_message(command).SerializeToString())
             case Finish():

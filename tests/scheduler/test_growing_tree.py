@@ -25,6 +25,7 @@ from scheduler.events import (
     SendOrder,
     SendPass,
     Submitted,
+    TargetDown,
     TargetUp,
     Tick,
 )
@@ -148,6 +149,14 @@ def test_what_has_no_place_any_more_is_dropped(tokens: list[int], parents: list[
     running.grow(tokens, parents, first=2, committed_len=2, is_done=False)
     running.grow([], [], first=4, committed_len=4)
     assert running.drafted() == []
+
+
+def test_nodes_that_come_while_the_target_restarts_are_there_when_it_is_back() -> None:
+    running = Running("a")
+    running.handle(TargetDown())
+    running.grow([2, 3], [0, 1])
+    running.handle(TargetUp(FACTS))
+    assert running.drafted() == [(2,), (2, 3)]
 
 
 def test_a_growth_from_the_future_is_dropped() -> None:
