@@ -42,7 +42,7 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda, of the target.")]
 Drafter = Annotated[
     list[str] | None,
     typer.Option(
-        help="ngram, suffix, model:PATH_OR_HUB_NAME, class:MODULE:NAME, or NAME= before one; may be repeated; or none."
+        help="ngram, suffix, model: or universal:PATH_OR_HUB_NAME, class:MODULE:NAME, or NAME= before one; or none."
     ),
 ]
 Listen = Annotated[str | None, typer.Option(help="HOST:PORT for clients; port 0 picks a free one.")]

@@ -28,8 +28,14 @@ Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DrafterKind = Literal["ngram", "suffix", "model", "class"]  # workers/draft/drafter.py has what each of them is
-SOURCES: dict[str, str] = {"model": "PATH_OR_HUB_NAME", "class": "MODULE:NAME"}  # of kinds that need one
+DrafterKind = Literal[
+    "ngram", "suffix", "model", "universal", "class"
+]  # workers/draft/drafter.py has what each of them is
+SOURCES: dict[str, str] = {  # of kinds that need one
+    "model": "PATH_OR_HUB_NAME",
+    "universal": "PATH_OR_HUB_NAME",
+    "class": "MODULE:NAME",
+}
 OPTIONAL_SOURCES: dict[str, str] = {"suffix": "shared"}
 
 
@@ -90,7 +96,7 @@ class DrafterSection(Section):
     source: str | None = Field(
         default=None,
         min_length=1,
-        description="of model: folder, GGUF file or hub name; of class: MODULE:NAME",
+        description="of model, universal: folder, GGUF file or hub name; of class: MODULE:NAME",
     )
     name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", description="unset: the kind, numbered")
     dtype: Dtype = "auto"
@@ -183,7 +189,7 @@ def parse_drafter(flag: str) -> dict[str, str]:
     if kind not in get_args(DrafterKind) or (equals and not name) or not is_complete:
         raise ConfigError(
             f"--drafter is {flag!r}: it must be ngram, suffix, suffix:shared, model:PATH_OR_HUB_NAME, "
-            "class:MODULE:NAME, or one of these after NAME=; none stands for no drafter at all"
+            "universal:PATH_OR_HUB_NAME, class:MODULE:NAME, or NAME= before one of these; none: no drafter at all"
         )
     return {"kind": kind} | ({"source": source} if source else {}) | ({"name": name} if name else {})
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cluster.config import CellConfig
 
 # Every library that a worker may compute with reads one of these, once, when it is loaded.
+_COMPUTING = ("model", "universal")  # kinds of drafters that run a model
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -26,11 +27,11 @@ def plan_threads(config: CellConfig, cores: int) -> ThreadPlan:
 
     An n-gram drafter only searches: it counts for nothing and gets one thread.
     """
-    num_computing = config.target.tensor_parallel + sum(drafter.kind == "model" for drafter in config.drafters)
+    num_computing = config.target.tensor_parallel + sum(drafter.kind in _COMPUTING for drafter in config.drafters)
     share = max(1, cores // num_computing)
     return ThreadPlan(
         target=config.target.threads or share,
-        drafters=tuple(drafter.threads or (share if drafter.kind == "model" else 1) for drafter in config.drafters),
+        drafters=tuple(drafter.threads or (share if drafter.kind in _COMPUTING else 1) for drafter in config.drafters),
     )
 
 

@@ -13,7 +13,6 @@ from outrider.errors import Overloaded, ServerUnavailable
 from outrider.types import TokenLogprobs, TokenSource
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.target_pb2 import TargetDescription
-from outrider.v1.worker_pb2 import Vocabulary
 from scheduler.core import Core, CoreConfig
 from scheduler.events import (
     Cancelled,
@@ -33,6 +32,7 @@ from scheduler.events import (
 )
 from scheduler.links import DrafterLink, Link, TargetLink
 from scheduler.messages import drafter_release_message, order_message, pass_message, target_release_message
+from scheduler.served_model import ServedModel
 from scheduler.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -69,14 +69,6 @@ class Mailbox:
         taken = self.tokens, self.sources, self.logprobs, self.finish
         self.tokens, self.sources, self.logprobs = [], [], []
         return taken
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What the target said of itself, and its tokenizer."""
-
-    description: TargetDescription
-    tokenizer: Tokenizer
 
 
 class Driver:
@@ -200,7 +192,7 @@ class Driver:
                     self._target_links[address] = target, self._start(target)
             for address in drafters:
                 if address not in self._drafter_links:
-                    drafter = DrafterLink(address, self.post, self._vocabulary)
+                    drafter = DrafterLink(address, self.post, self._served)
                     self._drafter_links[address] = drafter, self._start(drafter)
 
     @property
@@ -255,9 +247,9 @@ class Driver:
         self.model = ServedModel(description, tokenizer)
         self._model_known.set()
 
-    async def _vocabulary(self) -> Vocabulary:
+    async def _served(self) -> ServedModel:
         await self._model_known.wait()
-        return self.served_model().description.vocabulary
+        return self.served_model()
 
     def worker_state(self, link: DrafterLink, drafter: str) -> pb.WorkerState:
         is_late = link.state == pb.WORKER_STATE_READY and self.core.is_late(link.address, drafter)

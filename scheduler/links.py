@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -20,12 +20,14 @@ from outrider.errors import OutriderError
 from outrider.rpc import link_options
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1 import worker_pb2
-from outrider.v1.drafter_pb2 import DrafterReport, DrafterWorkerDescription
+from outrider.v1.drafter_pb2 import DrafterReport, DrafterWorkerDescription, TargetTokenizer
 from outrider.v1.drafter_pb2_grpc import DrafterStub
 from outrider.v1.target_pb2 import GetTokenizerRequest, TargetDescription, TargetReport
 from outrider.v1.target_pb2_grpc import TargetStub
 from scheduler.events import DrafterDown, DrafterUp, Event, Grown, PassCost, TargetDown, TargetFacts, TargetUp
 from scheduler.messages import growths_of, pass_done_of
+from scheduler.served_model import ServedModel
+from scheduler.vocabulary import mismatch
 
 log = logging.getLogger(__name__)
 
@@ -194,21 +196,26 @@ class TargetLink(Link):
 
 
 class DrafterLink(Link):
-    """`vocabulary` is awaited for what the target's tokens mean; drafters that mean others are refused."""
+    """`served` is awaited for what the target's tokens mean: drafters that mean others are refused, and those that
+    read texts are told."""
 
-    def __init__(self, address: str, post: Post, vocabulary: Callable[[], Any]) -> None:
+    def __init__(self, address: str, post: Post, served: Callable[[], Awaitable[ServedModel]]) -> None:
         super().__init__(address)
         self._post = post
-        self._vocabulary = vocabulary
+        self._served = served
         self.description: DrafterWorkerDescription | None = None
 
     async def _hold(self, channel: grpc.aio.Channel) -> None:
         stub: Any = DrafterStub(channel)
         description = _parsed(await stub.Describe(worker_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S))
         self.description = description
-        target_vocabulary = await self._vocabulary()
+        served = await self._served()
         for drafter in description.drafters:
-            _check_vocabulary(drafter.name, drafter.vocabulary, target_vocabulary)
+            complaint = await asyncio.to_thread(mismatch, drafter.vocabulary, served.description.vocabulary)
+            if complaint:
+                raise Refused(f"drafter {drafter.name!r}: {complaint}")
+        if any(drafter.reads_text for drafter in description.drafters):
+            await stub.TakeTokenizer(TargetTokenizer(json=served.tokenizer.json), timeout=DESCRIBE_TIMEOUT_S)
         call = stub.Connect()
         self.state, self.detail = pb.WORKER_STATE_READY, ""
         log.info("drafter worker %s at %s is ready", description.name, self.address)
@@ -221,13 +228,3 @@ class DrafterLink(Link):
 
     def _take(self, report: DrafterReport) -> None:
         self._post(Grown(list(growths_of(self.address, report.growths))))
-
-
-def _check_vocabulary(name: str, own: worker_pb2.Vocabulary, target: worker_pb2.Vocabulary) -> None:
-    """A drafter without a vocabulary drafts by token id alone and fits any target."""
-    if own.size == 0:
-        return
-    if own.size != target.size:
-        raise Refused(f"drafter {name!r} has a vocabulary of {own.size} tokens, the target one of {target.size}")
-    if own.sha256 and target.sha256 and own.sha256 != target.sha256:
-        raise Refused(f"drafter {name!r} and the target have {own.size} tokens each, but not the same ones")

@@ -28,7 +28,7 @@ from outrider.v1 import inference_pb2 as pb
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
 from scheduler.constraints import grammar_of
-from scheduler.driver import Driver, Mailbox, ServedModel
+from scheduler.driver import Driver, Mailbox
 from scheduler.events import Finish, NewRequest, Stopped
 from scheduler.information import ServiceLimits, model_info, server_info
 from scheduler.malformed import Malformed, parser
@@ -36,6 +36,7 @@ from scheduler.merge import merged
 from scheduler.opening import opening_of
 from scheduler.responses import SentTokens, finished, started
 from scheduler.seeds import answer_seed
+from scheduler.served_model import ServedModel
 from scheduler.text import TextStream
 
 SERVICE_NAME = "outrider.v1.Inference"

@@ -26,7 +26,8 @@ class Tokenizer:
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        self.fast: FastTokenizer = FastTokenizer.from_buffer(files["tokenizer.json"])
+        self.json = files["tokenizer.json"]  # for drafters that read texts
+        self.fast: FastTokenizer = FastTokenizer.from_buffer(self.json)
         self._config = json.loads(files.get("tokenizer_config.json", b"{}"))
         self._template = _compile_template(files, self._config)
 

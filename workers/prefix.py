@@ -1,11 +1,11 @@
-"""How far two lists of tokens agree."""
+"""How far two lists of tokens, or two texts, agree."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def common_len(left: Sequence[int], right: Sequence[int]) -> int:
+def common_len(left: Sequence[object], right: Sequence[object]) -> int:
     """Length of the longest common prefix."""
     for index, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:

@@ -23,7 +23,7 @@ from outrider.v1 import drafter_pb2, drafter_pb2_grpc, inference_pb2, worker_pb2
 from tests.target_link import SEEDED, TIMEOUT_S, Reference
 from workers.draft.drafter import KINDS, DrafterSpec, Request, Resources
 from workers.draft.server import DrafterConfig, DrafterServer
-from workers.vocabulary import vocabulary_of
+from workers.vocabulary import TOKENIZER_FILE, vocabulary_of
 
 PROMPT = [5, 6, 7, 8, 9]
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -240,6 +240,29 @@ async def test_several_drafters_serve_one_stream_under_their_names(tiny: Path, r
     ]
     assert description.drafters[0].vocabulary == worker_pb2.Vocabulary()
     assert description.drafters[1].vocabulary == vocabulary_of(tiny, 97)
+
+
+async def test_a_drafter_that_reads_texts_drafts_once_it_has_the_targets_tokenizer(
+    tiny: Path, reference: Reference
+) -> None:
+    async with serving("ngram", f"texts=universal:{tiny}") as (_, stub):
+        description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=TIMEOUT_S)
+        assert [each.reads_text for each in description.drafters] == [False, True]
+        assert description.drafters[1].vocabulary == worker_pb2.Vocabulary()
+        link = Link(stub)
+        await link.send(make_order("texts", PROMPT, is_open=True))
+        (nothing,) = await link.receive()
+
+        with pytest.raises(grpc.aio.AioRpcError, match="json is no tokenizer") as refused:
+            await stub.TakeTokenizer(drafter_pb2.TargetTokenizer(json=b"{}"), timeout=TIMEOUT_S)
+        json = (tiny / TOKENIZER_FILE).read_bytes()
+        await stub.TakeTokenizer(drafter_pb2.TargetTokenizer(json=json), timeout=TIMEOUT_S)
+        await link.send(make_order("texts", PROMPT, epoch=2, is_open=True))
+        growths = await link.receive_until_done()
+
+    assert (nothing.is_done, nothing.tokens) == (True, [])
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert reference.decode(PROMPT, 2, SEEDED) in paths_of(growths)
 
 
 async def test_an_order_for_a_drafter_that_is_not_here_is_done_at_once() -> None:

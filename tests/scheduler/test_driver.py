@@ -9,13 +9,17 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import models
 
-from outrider.v1 import drafter_pb2, drafter_pb2_grpc
+from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2
 from scheduler import links
 from scheduler.core import CoreConfig
 from scheduler.driver import Driver
 from scheduler.events import DrafterDown, DrafterUp, Event, TargetDown, Tick
 from scheduler.links import DrafterLink, Link, TargetLink
+from scheduler.served_model import ServedModel
+from scheduler.tokenizer import Tokenizer
 
 TIMEOUT_S = 60.0
 
@@ -38,8 +42,9 @@ class RudeDrafter(drafter_pb2_grpc.DrafterServicer):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "I have had enough")
 
 
-async def no_vocabulary() -> Any:
-    return drafter_pb2.DrafterDescription().vocabulary
+async def served() -> ServedModel:
+    files = {"tokenizer.json": FastTokenizer(models.BPE()).to_str().encode()}
+    return ServedModel(target_pb2.TargetDescription(), Tokenizer(files))
 
 
 class GarbledWorker:
@@ -106,9 +111,7 @@ async def test_bytes_that_are_no_message_cost_their_session_alone(
 
     events: list[Event] = []
     link: Link = (
-        TargetLink(address, events.append, learn)
-        if kind == "target"
-        else DrafterLink(address, events.append, no_vocabulary)
+        TargetLink(address, events.append, learn) if kind == "target" else DrafterLink(address, events.append, served)
     )
     running = asyncio.create_task(link.run())
     await asyncio.wait_for(worker.wait_garbled(3), TIMEOUT_S)  # it comes back, and back again
@@ -138,7 +141,7 @@ async def test_a_worker_that_drops_its_stream_under_a_burst_of_orders_costs_its_
         elif sum(isinstance(event, DrafterDown) for event in events) == 12:
             enough.set()
 
-    link = DrafterLink(address, take, no_vocabulary)
+    link = DrafterLink(address, take, served)
     running = asyncio.create_task(link.run())
     ended = asyncio.create_task(enough.wait())
     await asyncio.wait([running, ended], timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from tokenizers import Tokenizer
 
 from outrider.errors import InvalidRequest
 from outrider.tree import DraftTree
@@ -23,9 +25,12 @@ KINDS = {
     "ngram": "workers.draft.ngram:load",
     "suffix": "workers.draft.suffix:load",
     "model": "workers.draft.model:load",
+    "universal": "workers.draft.universal:load",
     "class": "workers.draft.users_class:load",
 }
-_FORMS = '"ngram", "suffix", "model:PATH_OR_NAME", "class:MODULE:NAME", or NAME=SPEC to name it'
+_FORMS = (
+    '"ngram", "suffix", "model:PATH_OR_NAME", "universal:PATH_OR_NAME", "class:MODULE:NAME", or NAME=SPEC to name it'
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +79,14 @@ class Drafter(Protocol):
 
     def close(self, request: Request) -> None:
         """Forget a request."""
+
+
+@runtime_checkable
+class TextDrafter(Drafter, Protocol):
+    """A drafter that reads the target's tokens as text. It has no vocabulary of the target's: it is told it."""
+
+    def take_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """The target's, for the requests that are opened from now on."""
 
 
 @dataclass(frozen=True, slots=True)

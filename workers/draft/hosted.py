@@ -25,7 +25,7 @@ from outrider.packing import unpack_i32
 from outrider.scores import pack_scores
 from outrider.v1 import drafter_pb2, worker_pb2
 from workers.choice.params import ChoiceParams, guess_params
-from workers.draft.drafter import Drafter
+from workers.draft.drafter import Drafter, TextDrafter
 from workers.draft.growing import Growing, NewNodes, Order
 from workers.engine_thread import EngineThread
 from workers.prefix import common_len
@@ -75,6 +75,7 @@ class Hosted:
         self._closed: list[int] = []
         self._live: set[int] = set()  # keys that the drafter is drafting for
         self._has_work = asyncio.Event()
+        self.is_ready = not isinstance(drafter, TextDrafter)  # that one is once it has the target's tokenizer
 
     def order(self, stream: Stream, order: drafter_pb2.DraftOrder) -> None:
         """Note an order. What it can't be built on is reported as missing; what is out of date is left out."""

@@ -25,7 +25,7 @@ from workers.draft.frontier import Frontier, likeliest_leaves
 from workers.draft.guessing import Guesser
 from workers.draft_vocab import load_draft_vocab
 from workers.engine.batch import Row
-from workers.engine.checkpoint import prepare_checkpoint
+from workers.engine.checkpoint import Checkpoint, prepare_checkpoint
 from workers.engine.device import resolve_device, set_num_threads
 from workers.engine.runner import Engine
 from workers.vocabulary import vocabulary_of
@@ -42,6 +42,13 @@ def load(source: str, resources: Resources) -> ModelDrafter:
     """The drafter of the model that `source` names: a folder, a .gguf file or a hub name."""
     if not source:
         raise InvalidRequest.of("drafters", "model", 'it names its model: "model:PATH_OR_NAME"')
+    checkpoint, engine = load_engine(source, resources)
+    noise = kept_noise(engine.spec.vocab_size, resolve_device(resources.device))
+    return ModelDrafter(engine, vocabulary_of(checkpoint.folder, engine.spec.vocab_size), noise)
+
+
+def load_engine(source: str, resources: Resources) -> tuple[Checkpoint, Engine]:
+    """A draft model, ready to run."""
     set_num_threads(resources.threads)
     checkpoint = prepare_checkpoint(source, cache_dir=resources.cache_dir)
     engine = Engine(
@@ -53,8 +60,7 @@ def load(source: str, resources: Resources) -> ModelDrafter:
         cache_dir=resources.cache_dir,
         output_ids=load_draft_vocab(checkpoint.origin or checkpoint.folder),
     )
-    noise = kept_noise(engine.spec.vocab_size, resolve_device(resources.device))
-    return ModelDrafter(engine, vocabulary_of(checkpoint.folder, engine.spec.vocab_size), noise)
+    return checkpoint, engine
 
 
 class _State:

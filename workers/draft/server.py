@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import grpc
+from tokenizers import Tokenizer
 
 from outrider.errors import InvalidRequest, Overloaded
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, worker_pb2
-from workers.draft.drafter import DrafterSpec, Resources, load_drafter
+from workers.draft.drafter import DrafterSpec, Resources, TextDrafter, load_drafter
 from workers.draft.hosted import Hosted, Stream
 from workers.engine_thread import EngineThread, wait_any_failed
 from workers.serving import Endpoint
@@ -141,12 +142,29 @@ class _Servicer(drafter_pb2_grpc.DrafterServicer):
                 vocabulary=each.drafter.vocabulary,
                 max_context=each.drafter.max_context,
                 draws=each.drafter.draws,
+                reads_text=isinstance(each.drafter, TextDrafter),
             )
             for each in self._hosted.values()
         ]
         return drafter_pb2.DrafterWorkerDescription(
             name=self._config.name, drafters=descriptions, device=self._config.device
         )
+
+    async def TakeTokenizer(  # noqa: N802 - gRPC's name
+        self,
+        request: drafter_pb2.TargetTokenizer,
+        context: grpc.aio.ServicerContext[drafter_pb2.TargetTokenizer, drafter_pb2.TokenizerTaken],
+    ) -> drafter_pb2.TokenizerTaken:
+        for each, thread in zip(self._hosted.values(), self._threads, strict=True):
+            if isinstance(each.drafter, TextDrafter):
+                try:
+                    # One for each: it is changed where it is used.
+                    tokenizer = await asyncio.to_thread(Tokenizer.from_buffer, request.json)
+                except ValueError as err:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"json is no tokenizer: {err}")
+                await thread.run(partial(each.drafter.take_tokenizer, tokenizer))
+                each.is_ready = True
+        return drafter_pb2.TokenizerTaken()
 
     async def Connect(  # type: ignore[override]  # noqa: N802 - gRPC's name; it also takes a coroutine that writes
         self, request_iterator: AsyncIterator[drafter_pb2.DrafterCommand], context: _Streaming
@@ -175,10 +193,11 @@ class _Servicer(drafter_pb2_grpc.DrafterServicer):
         if kind == "orders":
             for order in command.orders.orders:
                 hosted = self._hosted.get(order.drafter)
-                if hosted is not None:
+                if hosted is not None and hosted.is_ready:
                     hosted.order(stream, order)
                 else:
-                    _log.warning("an order for %r: this worker hosts %s", order.drafter, ", ".join(self._hosted))
+                    ready = (name for name, each in self._hosted.items() if each.is_ready)
+                    _log.warning("an order for %r: ready on this worker are %s", order.drafter, ", ".join(ready))
                     stream.send(_nothing(order))
         elif kind == "release":
             hosted = self._hosted.get(command.release.drafter)

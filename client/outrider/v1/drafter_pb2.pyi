@@ -18,20 +18,32 @@ class DrafterWorkerDescription(_message.Message):
     def __init__(self, name: _Optional[str] = ..., drafters: _Optional[_Iterable[_Union[DrafterDescription, _Mapping]]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class DrafterDescription(_message.Message):
-    __slots__ = ("name", "kind", "model", "vocabulary", "max_context", "draws")
+    __slots__ = ("name", "kind", "model", "vocabulary", "max_context", "draws", "reads_text")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     DRAWS_FIELD_NUMBER: _ClassVar[int]
+    READS_TEXT_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     model: str
     vocabulary: _worker_pb2.Vocabulary
     max_context: int
     draws: bool
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., vocabulary: _Optional[_Union[_worker_pb2.Vocabulary, _Mapping]] = ..., max_context: _Optional[int] = ..., draws: _Optional[bool] = ...) -> None: ...
+    reads_text: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., vocabulary: _Optional[_Union[_worker_pb2.Vocabulary, _Mapping]] = ..., max_context: _Optional[int] = ..., draws: _Optional[bool] = ..., reads_text: _Optional[bool] = ...) -> None: ...
+
+class TargetTokenizer(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    def __init__(self, json: _Optional[bytes] = ...) -> None: ...
+
+class TokenizerTaken(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class DrafterCommand(_message.Message):
     __slots__ = ("orders", "release")

@@ -40,6 +40,11 @@ class DrafterStub:
                 request_serializer=outrider_dot_v1_dot_worker__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_drafter__pb2.DrafterWorkerDescription.FromString,
                 _registered_method=True)
+        self.TakeTokenizer = channel.unary_unary(
+                '/outrider.v1.Drafter/TakeTokenizer',
+                request_serializer=outrider_dot_v1_dot_drafter__pb2.TargetTokenizer.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_drafter__pb2.TokenizerTaken.FromString,
+                _registered_method=True)
         self.Connect = channel.stream_stream(
                 '/outrider.v1.Drafter/Connect',
                 request_serializer=outrider_dot_v1_dot_drafter__pb2.DrafterCommand.SerializeToString,
@@ -52,6 +57,13 @@ class DrafterServicer:
 
     def Describe(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeTokenizer(self, request, context):
+        """Before Connect, where a drafter reads texts: the target's tokenizer.json, for all of the worker's drafters.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -70,6 +82,11 @@ def add_DrafterServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=outrider_dot_v1_dot_worker__pb2.DescribeRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_drafter__pb2.DrafterWorkerDescription.SerializeToString,
+            ),
+            'TakeTokenizer': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeTokenizer,
+                    request_deserializer=outrider_dot_v1_dot_drafter__pb2.TargetTokenizer.FromString,
+                    response_serializer=outrider_dot_v1_dot_drafter__pb2.TokenizerTaken.SerializeToString,
             ),
             'Connect': grpc.stream_stream_rpc_method_handler(
                     servicer.Connect,
@@ -104,6 +121,33 @@ class Drafter:
             '/outrider.v1.Drafter/Describe',
             outrider_dot_v1_dot_worker__pb2.DescribeRequest.SerializeToString,
             outrider_dot_v1_dot_drafter__pb2.DrafterWorkerDescription.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeTokenizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Drafter/TakeTokenizer',
+            outrider_dot_v1_dot_drafter__pb2.TargetTokenizer.SerializeToString,
+            outrider_dot_v1_dot_drafter__pb2.TokenizerTaken.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class DrafterStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DrafterAsyncStub: ...
     Describe: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DescribeRequest, _drafter_pb2.DrafterWorkerDescription]
+    TakeTokenizer: _grpc.UnaryUnaryMultiCallable[_drafter_pb2.TargetTokenizer, _drafter_pb2.TokenizerTaken]
+    """Before Connect, where a drafter reads texts: the target's tokenizer.json, for all of the worker's drafters."""
     Connect: _grpc.StreamStreamMultiCallable[_drafter_pb2.DrafterCommand, _drafter_pb2.DrafterReport]
     """One stream a scheduler. When it ends, all that was opened on it is released."""
 
@@ -46,6 +48,8 @@ class DrafterStub:
 class DrafterAsyncStub(DrafterStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Describe: _aio.UnaryUnaryMultiCallable[_worker_pb2.DescribeRequest, _drafter_pb2.DrafterWorkerDescription]  # type: ignore[assignment]
+    TakeTokenizer: _aio.UnaryUnaryMultiCallable[_drafter_pb2.TargetTokenizer, _drafter_pb2.TokenizerTaken]  # type: ignore[assignment]
+    """Before Connect, where a drafter reads texts: the target's tokenizer.json, for all of the worker's drafters."""
     Connect: _aio.StreamStreamMultiCallable[_drafter_pb2.DrafterCommand, _drafter_pb2.DrafterReport]  # type: ignore[assignment]
     """One stream a scheduler. When it ends, all that was opened on it is released."""
 
@@ -56,6 +60,14 @@ class DrafterServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.DescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_drafter_pb2.DrafterWorkerDescription, _abc.Awaitable[_drafter_pb2.DrafterWorkerDescription]]: ...
+
+    @_abc_1.abstractmethod
+    def TakeTokenizer(
+        self,
+        request: _drafter_pb2.TargetTokenizer,
+        context: _ServicerContext,
+    ) -> _typing.Union[_drafter_pb2.TokenizerTaken, _abc.Awaitable[_drafter_pb2.TokenizerTaken]]:
+        """Before Connect, where a drafter reads texts: the target's tokenizer.json, for all of the worker's drafters."""
 
     @_abc_1.abstractmethod
     def Connect(

@@ -40,12 +40,12 @@ class TokenSpan(_message.Message):
     def __init__(self, start: _Optional[int] = ..., ids: _Optional[bytes] = ...) -> None: ...
 
 class Vocabulary(_message.Message):
-    __slots__ = ("size", "sha256")
+    __slots__ = ("size", "tokens")
     SIZE_FIELD_NUMBER: _ClassVar[int]
-    SHA256_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     size: int
-    sha256: bytes
-    def __init__(self, size: _Optional[int] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    tokens: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, size: _Optional[int] = ..., tokens: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SparseLaws(_message.Message):
     __slots__ = ("counts", "ids", "probabilities")
