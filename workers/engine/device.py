@@ -56,3 +56,10 @@ def set_num_threads(num_threads: int | None) -> None:
 def has_matrix_units(dtype: torch.dtype) -> bool:
     """Whether this machine's CPU multiplies whole tiles of this dtype (AMX), which torch's own kernels use."""
     return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+
+
+def multiplies_in_bfloat16(device: torch.device) -> bool:
+    """Whether training is faster there when its products are of bfloat16; weights and sums stay float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return has_matrix_units(torch.bfloat16)

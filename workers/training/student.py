@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from workers.engine.device import multiplies_in_bfloat16
 from workers.training.batches import Batch
 from workers.training.losses import LOSSES
 
@@ -38,6 +39,7 @@ class Student(nn.Module):
         self.register_buffer("head", head.weight[ids].clone(), persistent=False)
         self.register_buffer("places", places, persistent=False)  # [vocab]; a token's number among the draft_ids
         self._loss = LOSSES[loss]
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=multiplies_in_bfloat16(device))
 
     def trained(self) -> dict[str, Tensor]:
         """By name, what training changes."""
@@ -46,9 +48,10 @@ class Student(nn.Module):
     def log_probabilities(self, batch: Batch) -> Tensor:
         """The draft's law where each token of the batch's answers comes, [num_tokens, num_draft_tokens]."""
         base: Any = self.module.base_model
-        hidden = base(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
-        rows = hidden[batch.answer_rows[:, 0], batch.answer_rows[:, 1]]
-        logits: Tensor = nn.functional.linear(rows, self.get_buffer("head"))
+        with self._autocast:
+            output = base(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            rows = output.last_hidden_state[batch.answer_rows[:, 0], batch.answer_rows[:, 1]]
+            logits: Tensor = nn.functional.linear(rows, self.get_buffer("head"))
         return logits.float().log_softmax(-1)
 
     def forward(self, batch: Batch) -> Tensor:
