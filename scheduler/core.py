@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from itertools import count
 
 from outrider.errors import DeadlineExceeded, InternalError, NoTokenLeft, OutriderError, Overloaded, ServerUnavailable
@@ -91,7 +92,9 @@ class Core:
         self._vocab_size = 0  # of the target, also of one that is being restarted: drafters go on meanwhile
         self._in_flight: list[PassInFlight] = []  # the first one runs
         self._answered_s: float | None = None  # when the target's last answer came
+        self._deadlines: list[tuple[float, int]] = []  # a heap, of requests; those that have finished may be in it
         self._ask_again_s: float | None = None  # when the policy wants to be asked again
+        self._is_asleep = False  # no nodes can bring the next pass forward
         self._pass_ids = count(1)
         self._epochs = count(1)
         self._commands: list[Command] = []
@@ -122,7 +125,7 @@ class Core:
 
     def next_wakeup_s(self) -> float | None:
         """When the core wants a Tick if nothing happens before; None: never."""
-        times = [r.new.deadline_s for r in self._requests.values() if r.new.deadline_s is not None]
+        times = [deadline_s for deadline_s, _ in self._deadlines[:1]]
         times += [sent.deadline_s for sent in self._in_flight[:1]]
         if self._ask_again_s is not None:
             times.append(self._ask_again_s)
@@ -132,8 +135,10 @@ class Core:
         self._commands = []
         self._take(event, now_s)
         self._expire(now_s)
-        self._start_queued(now_s)
         self._drafting.note_late(now_s)
+        if isinstance(event, Grown) and self._is_asleep and now_s < (self._ask_again_s or now_s + 1):
+            return self._commands  # the commonest event by far
+        self._start_queued(now_s)
         self._start_passes(now_s)
         return self._commands
 
@@ -170,6 +175,8 @@ class Core:
     def _submit(self, new: NewRequest, now_s: float) -> None:
         self._requests[new.number] = Request(new, now_s)
         self._queue.append(new.number)
+        if new.deadline_s is not None:
+            heappush(self._deadlines, (new.deadline_s, new.number))
 
     def _start_queued(self, now_s: float) -> None:
         """Start requests in order of arrival while a place and their KV blocks are free."""
@@ -198,11 +205,12 @@ class Core:
         return leader is None or leader.num_completion_tokens > 0
 
     def _expire(self, now_s: float) -> None:
-        for request in list(self._requests.values()):
-            deadline_s = request.new.deadline_s
-            if deadline_s is not None and now_s >= deadline_s:
-                got = request.num_completion_tokens
-                self._fail(request, DeadlineExceeded(f"the deadline passed after {got} tokens"), now_s)
+        while self._deadlines and (self._deadlines[0][0] <= now_s or self._deadlines[0][1] not in self._requests):
+            _, number = heappop(self._deadlines)
+            if number in self._requests:
+                request = self._requests[number]
+                text = f"the deadline passed after {request.num_completion_tokens} tokens"
+                self._fail(request, DeadlineExceeded(text), now_s)
         if self._in_flight and now_s >= self._in_flight[0].deadline_s:
             hung = self._in_flight[0]
             reason = f"no answer to pass {hung.pass_id} within {self._config.pass_timeout_s:g} s"
@@ -252,7 +260,7 @@ class Core:
 
     def _start_passes(self, now_s: float) -> None:
         """Send what the policy wants sent now."""
-        self._ask_again_s = None
+        self._ask_again_s, self._is_asleep = None, True
         while self._target is not None and len(self._in_flight) < MAX_PASSES_IN_FLIGHT:
             waiting = [request for request in self._running.values() if request.pass_id is None]
             free = [request for request in waiting if request.not_before_s <= now_s]
@@ -260,7 +268,7 @@ class Core:
             if not plan.rows:
                 paused = [request.not_before_s for request in waiting if request.not_before_s > now_s]
                 again_s = paused if plan.again_s is None else [*paused, plan.again_s]
-                self._ask_again_s = min(again_s, default=None)
+                self._ask_again_s, self._is_asleep = min(again_s, default=None), not plan.waits_for_drafts
                 return
             self._send(plan.rows, now_s)
 

@@ -10,7 +10,7 @@ two laws. One that draws is preferred; nodes that were not drawn are right too, 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from outrider.draft_law import DraftLaw
@@ -43,6 +43,8 @@ class Drafting:
         self.survival = Survival()
         self._workers: dict[str, tuple[str, ...]] = {}  # names of the drafters on each worker
         self._drawing: set[str] = set()  # names of those that can draw
+        self._generation = 1  # another one whenever the workers are others
+        self._unanswered: OrderedDict[DrafterView, None] = OrderedDict()  # those that are silent, by the order's time
 
     def is_late(self, worker: str, drafter: str) -> bool:
         return (worker, drafter) in self._health and self._health[worker, drafter].is_late
@@ -61,27 +63,33 @@ class Drafting:
     ) -> list[SendOrder]:
         self._workers[worker] = tuple(drafters)
         self._drawing |= drawing
+        self._generation += 1
         return self._order_from_new(now_s)
 
     def lose_worker(self, worker: str, now_s: float) -> list[SendOrder]:
         """Its nodes stay in the trees: they are as good as any. Its requests move to another worker if one is there."""
         self._workers.pop(worker, None)
+        self._generation += 1
         for pair in [pair for pair in self._health if pair[0] == worker]:
             del self._health[pair]
         for request in self._running.values():
             for name in [name for name, view in request.drafters.items() if view.worker == worker]:
-                del request.drafters[name]
+                self._unanswered.pop(request.drafters.pop(name), None)
         return self._order_from_new(now_s)
 
     def release(self, request: Request) -> list[ReleaseDrafter]:
         views = request.drafters.values()
+        for view in views:
+            self._unanswered.pop(view, None)
         return [ReleaseDrafter(view.worker, view.drafter, request.number, view.epoch) for view in views]
 
     def note_late(self, now_s: float) -> None:
-        for request in self._running.values():
-            for view in request.drafters.values():
-                if view.is_silent and now_s >= view.ordered_s + self._late_after_s:
-                    view.health.is_late = True
+        while self._unanswered:
+            view = next(iter(self._unanswered))
+            if now_s < view.ordered_s + self._late_after_s:
+                return
+            del self._unanswered[view]
+            view.health.is_late = True
 
     def grow(self, grown: Growth, vocab_size: int, now_s: float) -> list[SendOrder]:
         """Take nodes into their request's tree; what is stale, or makes no sense, is dropped."""
@@ -105,6 +113,9 @@ class Drafting:
 
     def _assign(self, request: Request) -> list[DrafterView]:
         """Give a request one worker for each drafter that it may use and lacks: the one with the fewest requests."""
+        if request.assigned == self._generation:
+            return []
+        request.assigned = self._generation
         added: list[DrafterView] = []
         for name in self._names_for(request):
             if name in request.drafters:
@@ -147,10 +158,13 @@ class Drafting:
         view.num_reports, view.began_empty = 0, not len(request.tree)
         view.told_len = view.ordered_len = request.committed_len
         view.ordered_s, view.is_silent = now_s, True
+        self._unanswered[view] = None
+        self._unanswered.move_to_end(view)
         return order
 
     def _reopen(self, request: Request, view: DrafterView, now_s: float) -> list[SendOrder]:
         """Send everything again. A drafter that misses what it was just sent whole waits for the next commit."""
+        self._unanswered.pop(view, None)
         view.epoch, view.told_len, view.ordered_len, view.is_silent = next(self._epochs), 0, None, False
         view.places = {}
         return [] if view.is_opening else [self._order(request, view, now_s)]
@@ -160,6 +174,7 @@ class Drafting:
         if view.is_silent and now_s - view.ordered_s <= self._late_after_s:
             view.health.is_late = False
         view.is_silent = False
+        self._unanswered.pop(view, None)
         if view.ordered_len == request.committed_len:
             self._policy.note_growth(request, view, now_s)
         view.num_reports += 1

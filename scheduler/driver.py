@@ -31,7 +31,6 @@ from scheduler.events import (
     Tick,
 )
 from scheduler.links import DrafterLink, Link, TargetLink
-from scheduler.messages import drafter_release_message, order_message, pass_message, target_release_message
 from scheduler.served_model import ServedModel
 from scheduler.tokenizer import Tokenizer
 
@@ -139,27 +138,17 @@ class Driver:
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case SendPass():
-                self._send_to_target(pass_message(command))
-            case ReleaseTarget():
-                self._send_to_target(target_release_message(command))
-            case SendOrder():
-                self._send_to_drafter(command.worker, order_message(command))
-            case ReleaseDrafter():
-                self._send_to_drafter(command.worker, drafter_release_message(command))
+            case SendPass() | ReleaseTarget():
+                for target, _ in self._target_links.values():
+                    target.send(command)
+            case SendOrder() | ReleaseDrafter():
+                if command.worker in self._drafter_links:
+                    self._drafter_links[command.worker][0].send(command)
             case ResetTarget(reason):
                 for link, _ in self._target_links.values():
                     link.reset(reason)
             case Emit() | Finish():
                 self._deliver(command)
-
-    def _send_to_target(self, message: object) -> None:
-        for link, _ in self._target_links.values():
-            link.send(message)
-
-    def _send_to_drafter(self, worker: str, message: object) -> None:
-        if worker in self._drafter_links:
-            self._drafter_links[worker][0].send(message)
 
     def _deliver(self, command: Emit | Finish) -> None:
         if isinstance(command, Finish) and command.stats.started_s is not None:
@@ -170,12 +159,18 @@ class Driver:
             mailbox.put(command)
 
     def _set_timer(self) -> None:
+        wakeup_s = self.core.next_wakeup_s()
         if self._timer is not None:
+            if self._timer.when() == wakeup_s and not self._timer.cancelled():
+                return
             self._timer.cancel()
             self._timer = None
-        wakeup_s = self.core.next_wakeup_s()
         if wakeup_s is not None:
-            self._timer = asyncio.get_running_loop().call_at(wakeup_s, self.post, Tick())
+            self._timer = asyncio.get_running_loop().call_at(wakeup_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self.post(Tick())
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────
 

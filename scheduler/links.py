@@ -24,8 +24,22 @@ from outrider.v1.drafter_pb2 import DrafterReport, DrafterWorkerDescription, Tar
 from outrider.v1.drafter_pb2_grpc import DrafterStub
 from outrider.v1.target_pb2 import GetTokenizerRequest, TargetDescription, TargetReport
 from outrider.v1.target_pb2_grpc import TargetStub
-from scheduler.events import DrafterDown, DrafterUp, Event, Grown, PassCost, TargetDown, TargetFacts, TargetUp
+from scheduler.events import (
+    DrafterDown,
+    DrafterUp,
+    Event,
+    Grown,
+    PassCost,
+    ReleaseDrafter,
+    ReleaseTarget,
+    SendOrder,
+    SendPass,
+    TargetDown,
+    TargetFacts,
+    TargetUp,
+)
 from scheduler.messages import growths_of, pass_done_of
+from scheduler.outbox import OrderOutbox, Outbox, TargetOutbox
 from scheduler.served_model import ServedModel
 from scheduler.vocabulary import mismatch
 
@@ -35,7 +49,6 @@ CONNECT_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 60.0  # a tokenizer of a large vocabulary takes a while to send
 WRITE_TIMEOUT_S = 30.0
 RECONNECT_PAUSE_S = 0.2
-MAX_OUTBOX = 4096
 
 Post = Callable[[Event], None]
 
@@ -49,18 +62,19 @@ class Garbled(OutriderError):
 
 
 class Link(ABC):
-    """The life of one link. `run` ends only by cancellation, or for good when the worker is refused."""
+    """The life of one link. `run` ends only by cancellation, or for good when the worker is refused.
+
+    What is sent while no session is held is dropped: the core sends everything anew to a worker that is up.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.state: pb.WorkerState = pb.WORKER_STATE_CONNECTING
         self.detail = ""
-        self._outbox: asyncio.Queue[Any] = asyncio.Queue(MAX_OUTBOX)
         self._session: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         while True:
-            self._outbox = asyncio.Queue(MAX_OUTBOX)
             self._session = asyncio.create_task(self._hold_session())
             try:
                 await asyncio.wait([self._session])
@@ -73,13 +87,6 @@ class Link(ABC):
                 return
             self.state = pb.WORKER_STATE_CONNECTING
             await asyncio.sleep(RECONNECT_PAUSE_S)
-
-    def send(self, message: Any) -> None:
-        """Queue a message for the worker; one that can't keep up with its queue loses its session."""
-        try:
-            self._outbox.put_nowait(message)
-        except asyncio.QueueFull:
-            self.reset(f"{MAX_OUTBOX} messages wait for it")
 
     def reset(self, reason: str) -> None:
         """End the session; a new one begins at once."""
@@ -105,9 +112,11 @@ class Link(ABC):
             self.detail = err.details() or err.code().name
             log.warning("%s: link lost: %s", self.address, self.detail)
 
-    async def _exchange(self, call: grpc.aio.StreamStreamCall[Any, Any], take: Callable[[Any], None]) -> None:
+    async def _exchange(
+        self, call: grpc.aio.StreamStreamCall[Any, Any], outbox: Outbox, take: Callable[[Any], None]
+    ) -> None:
         """Write the outbox and read reports until either side ends; raises what the call ended with."""
-        writer = asyncio.create_task(self._write_all(call))
+        writer = asyncio.create_task(_write_all(call, outbox))
         reader = asyncio.create_task(_read_all(call, take))
         try:
             await asyncio.wait([writer, reader], return_when=asyncio.FIRST_COMPLETED)
@@ -122,18 +131,19 @@ class Link(ABC):
             call.cancel()
             await asyncio.gather(writer, reader, return_exceptions=True)
 
-    async def _write_all(self, call: grpc.aio.StreamStreamCall[Any, Any]) -> None:
-        """Write what comes into the outbox until the call has ended."""
-        while True:
-            message = await self._outbox.get()
-            try:
-                await asyncio.wait_for(call.write(message), WRITE_TIMEOUT_S)
-            except asyncio.InvalidStateError:  # grpc.aio's answer to a write on a call that is over
-                return
-
     @abstractmethod
     async def _hold(self, channel: grpc.aio.Channel) -> None:
         """One session on a channel that is ready."""
+
+
+async def _write_all(call: grpc.aio.StreamStreamCall[Any, Any], outbox: Outbox) -> None:
+    """Write what comes into the outbox until the call has ended."""
+    while True:
+        message = await outbox.take()
+        try:
+            await asyncio.wait_for(call.write(message), WRITE_TIMEOUT_S)
+        except asyncio.InvalidStateError:  # grpc.aio's answer to a write on a call that is over
+            return
 
 
 async def _read_all(call: grpc.aio.StreamStreamCall[Any, Any], take: Callable[[Any], None]) -> None:
@@ -161,6 +171,10 @@ class TargetLink(Link):
         self._post = post
         self._on_describe = on_describe
         self.description: TargetDescription | None = None
+        self._outbox = TargetOutbox()
+
+    def send(self, command: SendPass | ReleaseTarget) -> None:
+        self._outbox.put(command)
 
     async def _hold(self, channel: grpc.aio.Channel) -> None:
         stub: Any = TargetStub(channel)
@@ -171,6 +185,7 @@ class TargetLink(Link):
         await self._on_describe(description, {name: bytes(data) for name, data in files.items()})
         self.description = description
         call = stub.Connect()
+        self._outbox = TargetOutbox()
         self.state, self.detail = pb.WORKER_STATE_READY, ""
         log.info("target %s at %s is ready", description.name, self.address)
         facts = TargetFacts(
@@ -186,7 +201,7 @@ class TargetLink(Link):
         )
         self._post(TargetUp(facts))
         try:
-            await self._exchange(call, self._take)
+            await self._exchange(call, self._outbox, self._take)
         finally:
             self._post(TargetDown())
 
@@ -204,6 +219,10 @@ class DrafterLink(Link):
         self._post = post
         self._served = served
         self.description: DrafterWorkerDescription | None = None
+        self._outbox = OrderOutbox()
+
+    def send(self, command: SendOrder | ReleaseDrafter) -> None:
+        self._outbox.put(command)
 
     async def _hold(self, channel: grpc.aio.Channel) -> None:
         stub: Any = DrafterStub(channel)
@@ -217,12 +236,13 @@ class DrafterLink(Link):
         if any(drafter.reads_text for drafter in description.drafters):
             await stub.TakeTokenizer(TargetTokenizer(json=served.tokenizer.json), timeout=DESCRIBE_TIMEOUT_S)
         call = stub.Connect()
+        self._outbox = OrderOutbox()
         self.state, self.detail = pb.WORKER_STATE_READY, ""
         log.info("drafter worker %s at %s is ready", description.name, self.address)
         drawing = frozenset(drafter.name for drafter in description.drafters if drafter.draws)
         self._post(DrafterUp(self.address, [drafter.name for drafter in description.drafters], drawing))
         try:
-            await self._exchange(call, self._take)
+            await self._exchange(call, self._outbox, self._take)
         finally:
             self._post(DrafterDown(self.address))
 

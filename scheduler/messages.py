@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from outrider.draft_law import DraftLaw, pack_laws, unpack_laws
 from outrider.errors import InvalidRequest
@@ -47,8 +47,12 @@ def target_release_message(command: ReleaseTarget) -> target_pb2.TargetCommand:
     return target_pb2.TargetCommand(release=RequestRef(request=command.request, epoch=command.epoch))
 
 
-def order_message(command: SendOrder) -> drafter_pb2.DrafterCommand:
-    order = drafter_pb2.DraftOrder(
+def orders_message(commands: Iterable[SendOrder]) -> drafter_pb2.DrafterCommand:
+    return drafter_pb2.DrafterCommand(orders=drafter_pb2.DraftOrders(orders=map(_order, commands)))
+
+
+def _order(command: SendOrder) -> drafter_pb2.DraftOrder:
+    return drafter_pb2.DraftOrder(
         ref=RequestRef(request=command.request, epoch=command.epoch),
         drafter=command.drafter,
         committed_len=command.committed_len,
@@ -57,7 +61,6 @@ def order_message(command: SendOrder) -> drafter_pb2.DrafterCommand:
         max_nodes=command.max_nodes,
         min_survival=command.min_survival,
     )
-    return drafter_pb2.DrafterCommand(orders=drafter_pb2.DraftOrders(orders=[order]))
 
 
 def drafter_release_message(command: ReleaseDrafter) -> drafter_pb2.DrafterCommand:

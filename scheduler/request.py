@@ -31,7 +31,7 @@ class DrafterHealth:
     is_late: bool = False  # it did not answer an order in time
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class DrafterView:
     """What one drafter knows of a request, and what it was last asked for."""
 
@@ -70,6 +70,7 @@ class Request:
         self.tree = DraftTree()
         self.target = TargetView()
         self.drafters: dict[str, DrafterView] = {}  # by the drafter's name
+        self.assigned = 0  # the drafting's generation in which it got them
         self.stats = RequestStats(submitted_s=now_s)
         self.num_unanswered = 0  # passes in a row that the target did not answer in time
         self.refused_since_s: float | None = None  # the target has no blocks for it since then

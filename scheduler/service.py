@@ -1,14 +1,14 @@
 """The public gRPC service: validate, tokenise, admit, stream.
 
 One request's way: `generate` → `_admit` (admission.py, tokenizer.py in a thread) → Driver.submit → the core …
-→ Mailbox → TextStream in a thread → the client. Leaving `generate` in any way releases the request.
+→ Mailbox → TextStream → the client. Leaving `generate` in any way releases the request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -42,6 +42,7 @@ from scheduler.text import TextStream
 SERVICE_NAME = "outrider.v1.Inference"
 REQUEST_ID_KEY = "outrider-request-id"
 MAX_REQUEST_ID_CHARS = 128
+MAX_INLINE_TOKENS = 64  # whose text is made on the event loop: some microseconds each, a thread's turn takes longer
 MAX_ERROR_CHARS = 4000  # gRPC sends a status in at most 8 KiB of headers, and drops the call where it is longer
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -124,7 +125,7 @@ class InferenceService:
                 for answer in answers:
                     yield started(request_id, model, answer.new, answer.index)
                 streams = [self._stream(answer, box) for answer, box in zip(answers, mailboxes, strict=True)]
-                async with aclosing(merged(streams)) as responses:
+                async with aclosing(merged(streams) if len(streams) > 1 else streams[0]) as responses:
                     async for response in responses:
                         yield response
             finally:
@@ -192,7 +193,7 @@ class InferenceService:
         new = replace(first.new, number=self._driver.next_number(), opening=opening, leader=first.new.number)
         return _Answer(index, new, _text_stream(request.sampling, model))
 
-    async def _stream(self, answer: _Answer, mailbox: Mailbox) -> AsyncIterator[pb.GenerateResponse]:
+    async def _stream(self, answer: _Answer, mailbox: Mailbox) -> AsyncGenerator[pb.GenerateResponse, None]:
         """An answer out of its mailbox until the request ends; raises the error that it ends with."""
         sent = SentTokens(answer.index)
         matched_stop = ""
@@ -201,7 +202,10 @@ class InferenceService:
             ids, sources, logprobs, finish = await mailbox.take()
             if matched_stop:
                 continue  # what was committed before the core heard of the stop
-            piece = await asyncio.to_thread(answer.text.push, ids, sources, logprobs)
+            if len(ids) > MAX_INLINE_TOKENS:
+                piece = await asyncio.to_thread(answer.text.push, ids, sources, logprobs)
+            else:
+                piece = answer.text.push(ids, sources, logprobs)
             matched_stop = piece.matched_stop
             if piece.tokens:
                 yield sent.add(piece.tokens)
@@ -210,7 +214,7 @@ class InferenceService:
         if finish.error is not None:
             raise finish.error
         if not matched_stop:
-            rest = await asyncio.to_thread(answer.text.flush)
+            rest = answer.text.flush()
             if rest.tokens:
                 yield sent.add(rest.tokens)
         yield finished(answer.new, finish, sent, matched_stop)

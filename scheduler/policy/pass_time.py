@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scheduler.events import PassCost
 
 _NUM_BINS = 17
+_POINTS_BY_DOUBLING = 12  # at which V is computed; lines lie between
 _BINS = np.arange(_NUM_BINS, dtype=np.float64)
 _MEMORY = 30.0  # passes after which older ones fade
 _PRIOR_WEIGHT = 0.02  # passes that the profile itself counts for
@@ -37,16 +38,22 @@ class PassTime:
         ]
         self._weights = np.zeros(_NUM_BINS)
         self._logs = np.zeros(_NUM_BINS)  # mean of log(measured / profiled), by bin
+        doublings = np.arange(_NUM_BINS * _POINTS_BY_DOUBLING) / _POINTS_BY_DOUBLING
+        known = [sizes for sizes, _ in self._points]
+        self._sizes = np.unique(np.concatenate([np.rint(2**doublings).astype(np.int64), *known]))
+        self._nearness = _nearness(np.log2(self._sizes))
+        self._corrections = self._correction(self._nearness)  # at the sizes
 
     def curve(self, max_tokens: int, context_len: int) -> NDArray[np.float64]:
         """V(n) for n = 0 … max_tokens, [max_tokens + 1] in seconds; never falling, and V(0) is V(1)."""
-        sizes = np.maximum(np.arange(max_tokens + 1), 1)
-        seconds = self._profiled(sizes, context_len) * self._correction(np.log2(sizes))
-        return np.maximum.accumulate(seconds)
+        num = min(int(np.searchsorted(self._sizes, max_tokens)) + 1, len(self._sizes))
+        sizes = self._sizes[:num]
+        seconds = np.maximum.accumulate(self._profiled(sizes, context_len) * self._corrections[:num])
+        return _line(np.arange(max_tokens + 1), sizes, seconds)
 
     def seconds(self, num_tokens: int, context_len: int) -> float:
         sizes = np.array([max(num_tokens, 1)])
-        return float((self._profiled(sizes, context_len) * self._correction(np.log2(sizes)))[0])
+        return float((self._profiled(sizes, context_len) * self._correction(_nearness(np.log2(sizes))))[0])
 
     def learn(self, num_tokens: int, context_len: int, seconds: float) -> None:
         sizes = np.array([max(num_tokens, 1)])
@@ -59,6 +66,7 @@ class PassTime:
         weight = self._weights[where]
         self._logs[where] = (self._logs[where] * weight + math.log(ratio)) / (weight + 1)
         self._weights[where] = weight + 1
+        self._corrections = self._correction(self._nearness)
 
     def _profiled(self, sizes: NDArray[np.int64], context_len: int) -> NDArray[np.float64]:
         """Linear between the measured points, and beyond the last ones as steep as before them."""
@@ -71,11 +79,17 @@ class PassTime:
         mixed: NDArray[np.float64] = curves[above - 1] + share * (curves[above] - curves[above - 1])
         return np.maximum(mixed, 0.1 * curves[0])
 
-    def _correction(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
-        """By log2 of the number of tokens."""
-        near = self._weights / (1 + (places[:, None] - _BINS) ** 2) ** 2
+    def _correction(self, nearness: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of numbers of tokens that are so near to the bins."""
+        near = self._weights * nearness
         corrected: NDArray[np.float64] = np.exp((near @ self._logs) / (near.sum(1) + _PRIOR_WEIGHT))
         return corrected
+
+
+def _nearness(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of log2 of numbers of tokens to each bin, [len(places), _NUM_BINS]."""
+    near: NDArray[np.float64] = 1 / (1 + (places[:, None] - _BINS) ** 2) ** 2
+    return near
 
 
 def _line(sizes: NDArray[np.int64], known: NDArray[np.int64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:

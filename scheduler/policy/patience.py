@@ -29,7 +29,7 @@ class Patience:
         until_s = {request.number: self._wait_until_s(request) for request in free}
         rows = bases((request for request in free if until_s[request.number] <= now_s), facts.max_pass_tokens)
         if not rows:
-            return Plan(again_s=min(until_s.values()))
+            return Plan(again_s=min(until_s.values()), waits_for_drafts=True)
         room = facts.max_pass_tokens - sum(row.num_tokens for row in rows)
         for row in rows:
             _take_nodes(row, room)

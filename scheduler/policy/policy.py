@@ -31,6 +31,7 @@ class Plan:
 
     rows: Sequence[PlannedRow] = ()
     again_s: float | None = None
+    waits_for_drafts: bool = False  # to be asked again as soon as nodes come, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +50,14 @@ class Base:
     request: Request
     start: int  # of its tokens, among the committed ones
     tokens: list[int]
+    num_tokens: int = field(init=False)  # a row whose tokens the target already knows still forwards its root
+    is_chunk: bool = field(init=False)  # a part of a prompt: nothing is chosen behind it
     num_nodes: int = 0  # that go with it
-    nodes: Sequence[Node] = field(default_factory=list)  # that may go with it, the likeliest first
+    nodes: Sequence[Node] = ()  # that may go with it, the likeliest first
 
-    @property
-    def is_chunk(self) -> bool:
-        """A part of a prompt: nothing is chosen behind it."""
-        return self.start + len(self.tokens) < self.request.committed_len
-
-    @property
-    def num_tokens(self) -> int:
-        """A row whose tokens the target already knows still forwards its root."""
-        return max(len(self.tokens), 1)
+    def __post_init__(self) -> None:
+        self.num_tokens = max(len(self.tokens), 1)
+        self.is_chunk = self.start + len(self.tokens) < self.request.committed_len
 
     def planned(self) -> PlannedRow:
         request = self.request

@@ -66,10 +66,10 @@ class Price:
 
     def _plan_rows(self, rows: Sequence[Base], max_pass_tokens: int, now_s: float) -> Plan:
         """The rows with the nodes that are worth it, or a time to wait for more of them."""
-        seconds = self._time.curve(max_pass_tokens, _context(rows))
         num_tokens = sum(row.num_tokens for row in rows)
         num_choosing = sum(not row.is_chunk for row in rows)
         survivals = [self._survivals(row) for row in rows]
+        seconds = self._time.curve(max_pass_tokens, _context(rows))
         chosen = select(survivals, num_choosing, num_tokens, seconds)
         for row, num_nodes in zip(rows, chosen.num_nodes.tolist(), strict=True):
             row.num_nodes = num_nodes
@@ -79,7 +79,7 @@ class Price:
             num_nodes = int(chosen.num_nodes.sum())
             again_s = wait_until_s(chosen, num_choosing, num_tokens + num_nodes, coming, seconds)
             if again_s is not None:
-                return Plan(again_s=again_s)
+                return Plan(again_s=again_s, waits_for_drafts=True)
             self._nodes_per_row += _SMOOTHING * (num_nodes / num_choosing - self._nodes_per_row)
             self._note_draft_wait(rows, chosen)
         return Plan([row.planned() for row in rows])
@@ -96,11 +96,10 @@ class Price:
             request = row.request
             if request.num_completion_tokens == 0 or row.is_chunk:
                 continue
-            has = float(own[: row.num_nodes].sum())
             for view in request.drafters.values():
                 if view.ordered_len != request.committed_len or view.health.is_late:
                     continue
-                elapsed_s, has_then = now_s - view.ordered_s, has
+                elapsed_s, has_then = now_s - view.ordered_s, float(own[: row.num_nodes].sum())
                 for report in self._curves[view.worker, view.drafter].reports[view.num_reports :]:
                     latest_s = view.ordered_s + report.latest_s
                     if report.worth > has_then and latest_s > now_s:

@@ -37,7 +37,8 @@ def select(
 ) -> Selection:
     lengths = np.array([len(row) for row in survivals], dtype=np.int64)
     values = np.concatenate([*survivals, np.empty(0)])
-    order = np.argsort(-values, kind="stable")[: max(len(seconds) - 1 - num_tokens, 0)]
+    # Whichever comes first of equals: a row's nodes are taken in the row's own order.
+    order = np.argsort(-values)[: max(len(seconds) - 1 - num_tokens, 0)]
     gains = np.concatenate([[0.0], np.cumsum(values[order])])
     times = seconds[num_tokens : num_tokens + len(gains)]
     rates = (num_choosing + gains) / times

@@ -35,7 +35,7 @@ from scheduler.events import (
     TargetUp,
     Tick,
 )
-from scheduler.messages import drafter_release_message, growths_of, order_message, pass_message
+from scheduler.messages import drafter_release_message, growths_of, orders_message, pass_message
 from scheduler.policy.policy import num_tokens_of
 from workers.draft.drafter import Drafter
 from workers.draft.growing import NewNodes, Order
@@ -201,7 +201,7 @@ class Riding:
     def _carry_out(self, command: Command) -> None:
         match command:
             case SendOrder():
-                data = order_message(command).SerializeToString()
+                data = orders_message([command]).SerializeToString()
                 self.num_bytes["orders" if command.opening is None else "openings"] += len(data)
                 self.workers[command.worker].commands.append(data)
             case ReleaseDrafter():

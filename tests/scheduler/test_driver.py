@@ -16,7 +16,7 @@ from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2
 from scheduler import links
 from scheduler.core import CoreConfig
 from scheduler.driver import Driver
-from scheduler.events import DrafterDown, DrafterUp, Event, TargetDown, Tick
+from scheduler.events import DrafterDown, DrafterUp, Event, ReleaseDrafter, TargetDown, Tick
 from scheduler.links import DrafterLink, Link, TargetLink
 from scheduler.served_model import ServedModel
 from scheduler.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ TIMEOUT_S = 60.0
 
 
 class RudeDrafter(drafter_pb2_grpc.DrafterServicer):
-    """Says hello, reads a few orders, and drops the stream while more are on their way."""
+    """Says hello, reads a few commands, and drops the stream while more are on their way."""
 
     def __init__(self) -> None:
         self.num_streams = 0
@@ -35,10 +35,10 @@ class RudeDrafter(drafter_pb2_grpc.DrafterServicer):
 
     async def Connect(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]  # noqa: N802
         self.num_streams += 1
-        num_orders = 0
+        num_commands = 0
         async for _ in request_iterator:
-            num_orders += 1
-            if num_orders == self.num_streams % 7 + 1:
+            num_commands += 1
+            if num_commands == self.num_streams % 7 + 1:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "I have had enough")
 
 
@@ -125,7 +125,7 @@ async def test_bytes_that_are_no_message_cost_their_session_alone(
     await server.stop(0)
 
 
-async def test_a_worker_that_drops_its_stream_under_a_burst_of_orders_costs_its_session_alone() -> None:
+async def test_a_worker_that_drops_its_stream_under_a_burst_of_commands_costs_its_session_alone() -> None:
     rude, server = RudeDrafter(), grpc.aio.server()
     drafter_pb2_grpc.add_DrafterServicer_to_server(rude, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -136,8 +136,8 @@ async def test_a_worker_that_drops_its_stream_under_a_burst_of_orders_costs_its_
     def take(event: Event) -> None:
         events.append(event)
         if isinstance(event, DrafterUp):
-            for _ in range(200):
-                link.send(drafter_pb2.DrafterCommand(orders={"orders": [{"committed_len": 1}]}))
+            for number in range(200):
+                link.send(ReleaseDrafter(address, "rude", request=number, epoch=1))
         elif sum(isinstance(event, DrafterDown) for event in events) == 12:
             enough.set()
 

@@ -1,0 +1,143 @@
+"""A target and a drafter that compute nothing: what is left is the scheduler's own work, and the wire's.
+
+The text that they agree on is a function of the position alone. The drafter is right at most positions, and both are
+instant, so the scheduler is never waiting for anything but itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from outrider.packing import pack_i32, unpack_i32
+from outrider.rpc import server_options
+from outrider.scores import pack_scores
+from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2, target_pb2_grpc, worker_pb2
+
+VOCAB = 49152
+_FIRST, _NUM = 1000, 5000  # of the tokens that the text is made of
+_WRONG = 7  # a token that is never right
+_ONE_IN = 4  # positions at which the drafter is wrong
+_PASS_MS, _TOKEN_MS = 15.0, 0.005  # of the profile that the target claims: flat, as a GPU's
+
+
+def token_at(position: int) -> int:
+    return _FIRST + position * 7919 % _NUM
+
+
+def guess_at(position: int) -> int:
+    return _WRONG if (position * 2654435761 >> 8) % _ONE_IN == 0 else token_at(position)
+
+
+class NullTarget(target_pb2_grpc.TargetServicer):
+    """`gaps_s`: between an answer and the next pass, each time. `folder`: of the tokenizer that it serves."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.gaps_s: list[float] = []
+        self.num_tokens = 0  # that it chose
+        self._answered_s: float | None = None
+
+    async def Describe(self, request: Any, context: Any) -> target_pb2.TargetDescription:  # noqa: N802 - gRPC's name
+        sizes = (1, 64, 256, 1024, 8192)
+        costs = [target_pb2.PassCost(num_tokens=n, context_len=0, pass_ms=_PASS_MS + n * _TOKEN_MS) for n in sizes]
+        return target_pb2.TargetDescription(
+            name="null",
+            model="null",
+            vocabulary=worker_pb2.Vocabulary(size=VOCAB),
+            max_context=1 << 20,
+            block_size=16,
+            num_kv_blocks=1 << 24,
+            max_pass_tokens=8192,
+            pass_costs=costs,
+        )
+
+    async def GetTokenizer(self, request: Any, context: Any) -> AsyncIterator[target_pb2.TokenizerPiece]:  # noqa: N802
+        data = (self._folder / "tokenizer.json").read_bytes()
+        for start in range(0, len(data), 1 << 20):
+            yield target_pb2.TokenizerPiece(file="tokenizer.json", data=data[start : start + (1 << 20)])
+
+    async def Connect(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        async for command in request_iterator:
+            if command.HasField("pass"):
+                asked = getattr(command, "pass")
+                if self._answered_s is not None:
+                    self.gaps_s.append(time.perf_counter() - self._answered_s)
+                rows = [self._choose(row) for row in asked.rows]
+                result = target_pb2.PassResult(pass_id=asked.pass_id, rows=rows, num_free_kv_blocks=1 << 24)
+                await context.write(target_pb2.TargetReport(pass_result=result))
+                self._answered_s = time.perf_counter()
+
+    def _choose(self, row: target_pb2.Row) -> target_pb2.RowResult:
+        known_len = row.tokens.start + len(row.tokens.ids) // 4
+        if known_len < row.committed_len:
+            return _ok(row, [], known_len)
+        chosen = [token_at(row.committed_len)]
+        here = -1
+        nodes = zip(unpack_i32(row.node_tokens), unpack_i32(row.node_parents), strict=True)
+        for node, (token, parent) in enumerate(nodes):
+            if parent == here and token == chosen[-1]:
+                here = node
+                chosen.append(token_at(row.committed_len + len(chosen)))
+        self.num_tokens += len(chosen)
+        return _ok(row, chosen, row.committed_len + len(chosen))
+
+
+def _ok(row: target_pb2.Row, tokens: Sequence[int], known_len: int) -> target_pb2.RowResult:
+    return target_pb2.RowResult(
+        ref=row.ref,
+        committed_len=row.committed_len,
+        status=target_pb2.ROW_STATUS_OK,
+        tokens=pack_i32(tokens),
+        known_len=known_len,
+    )
+
+
+class NullDrafter(drafter_pb2_grpc.DrafterServicer):
+    """Answers each order at once, with a chain as long as it may be."""
+
+    async def Describe(self, request: Any, context: Any) -> drafter_pb2.DrafterWorkerDescription:  # noqa: N802
+        return drafter_pb2.DrafterWorkerDescription(name="null", drafters=[{"name": "null", "kind": "null"}])
+
+    async def TakeTokenizer(self, request: Any, context: Any) -> drafter_pb2.TokenizerTaken:  # noqa: N802
+        return drafter_pb2.TokenizerTaken()
+
+    async def Connect(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        next_node: dict[tuple[int, int], int] = {}
+        async for command in request_iterator:
+            if command.HasField("release"):
+                ref = command.release.ref
+                next_node.pop((ref.request, ref.epoch), None)
+                continue
+            growths = [self._grow(order, next_node) for order in command.orders.orders]
+            await context.write(drafter_pb2.DrafterReport(growths=drafter_pb2.Growths(growths=growths)))
+
+    def _grow(self, order: Any, next_node: dict[tuple[int, int], int]) -> drafter_pb2.Growth:
+        key = order.ref.request, order.ref.epoch
+        first, num = next_node.get(key, 1), order.max_nodes
+        next_node[key] = first + num
+        return drafter_pb2.Growth(
+            ref=order.ref,
+            drafter=order.drafter,
+            committed_len=order.committed_len,
+            first_node=first,
+            tokens=[guess_at(order.committed_len + depth) for depth in range(num)],
+            distances=[1 if depth else 0 for depth in range(num)] if num else [],
+            scores=pack_scores([2.0] * num),
+            is_done=True,
+        )
+
+
+async def serve_null(target: NullTarget | None, drafter: NullDrafter | None) -> tuple[grpc.aio.Server, str]:
+    server = grpc.aio.server(options=server_options())
+    if target is not None:
+        target_pb2_grpc.add_TargetServicer_to_server(target, server)
+    if drafter is not None:
+        drafter_pb2_grpc.add_DrafterServicer_to_server(drafter, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, f"127.0.0.1:{port}"
