@@ -6,8 +6,10 @@ instant, so the scheduler is never waiting for anything but itself.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def _ok(row: target_pb2.Row, tokens: Sequence[int], known_len: int) -> target_pb
 
 
 class NullDrafter(drafter_pb2_grpc.DrafterServicer):
-    """Answers each order at once, with a chain as long as it may be."""
+    """Answers each order at once, with what is still missing of a chain that is worth verifying."""
 
     async def Describe(self, request: Any, context: Any) -> drafter_pb2.DrafterWorkerDescription:  # noqa: N802
         return drafter_pb2.DrafterWorkerDescription(name="null", drafters=[{"name": "null", "kind": "null"}])
@@ -107,29 +109,49 @@ class NullDrafter(drafter_pb2_grpc.DrafterServicer):
         return drafter_pb2.TokenizerTaken()
 
     async def Connect(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]  # noqa: N802
-        next_node: dict[tuple[int, int], int] = {}
+        chains: dict[tuple[int, int], _Chain] = {}
         async for command in request_iterator:
             if command.HasField("release"):
-                ref = command.release.ref
-                next_node.pop((ref.request, ref.epoch), None)
+                chains.pop((command.release.ref.request, command.release.ref.epoch), None)
                 continue
-            growths = [self._grow(order, next_node) for order in command.orders.orders]
+            growths = [
+                _grow(order, chains.setdefault((order.ref.request, order.ref.epoch), _Chain()))
+                for order in command.orders.orders
+            ]
             await context.write(drafter_pb2.DrafterReport(growths=drafter_pb2.Growths(growths=growths)))
 
-    def _grow(self, order: Any, next_node: dict[tuple[int, int], int]) -> drafter_pb2.Growth:
-        key = order.ref.request, order.ref.epoch
-        first, num = next_node.get(key, 1), order.max_nodes
-        next_node[key] = first + num
-        return drafter_pb2.Growth(
-            ref=order.ref,
-            drafter=order.drafter,
-            committed_len=order.committed_len,
-            first_node=first,
-            tokens=[guess_at(order.committed_len + depth) for depth in range(num)],
-            distances=[1 if depth else 0 for depth in range(num)] if num else [],
-            scores=pack_scores([2.0] * num),
-            is_done=True,
-        )
+
+@dataclass
+class _Chain:
+    """Guesses of the positions from `start` to `end`; the last one has the number `last_node`."""
+
+    start: int = 0
+    end: int = 0
+    last_node: int = 0
+
+
+def _grow(order: drafter_pb2.DraftOrder, chain: _Chain) -> drafter_pb2.Growth:
+    root = order.committed_len
+    is_fresh = chain.end <= root or any(guess_at(p) == _WRONG for p in range(chain.start, root))
+    if is_fresh:
+        chain.start = chain.end = root
+    worthwhile = math.log(order.min_survival, 1 - 1 / _ONE_IN) if order.min_survival > 0 else order.max_nodes
+    end = max(root + min(order.max_nodes, int(worthwhile)), chain.end)
+    tokens = [guess_at(position) for position in range(chain.end, end)]
+    first, chain.last_node, chain.end = chain.last_node + 1, chain.last_node + len(tokens), end
+    distances = [1] * len(tokens)
+    if is_fresh and tokens:
+        distances[0] = 0
+    return drafter_pb2.Growth(
+        ref=order.ref,
+        drafter=order.drafter,
+        committed_len=root,
+        first_node=first,
+        tokens=tokens,
+        distances=distances,
+        scores=pack_scores([2.0] * len(tokens)),
+        is_done=True,
+    )
 
 
 async def serve_null(target: NullTarget | None, drafter: NullDrafter | None) -> tuple[grpc.aio.Server, str]:

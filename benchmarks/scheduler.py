@@ -35,7 +35,7 @@ from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.events import NewRequest, PassCost, TargetFacts
 from scheduler.policy.price import Price
 from scheduler.request import Request
-from scheduler.server import SchedulerConfig, SchedulerServer
+from scheduler.server import SchedulerConfig, SchedulerServer, spare_collector
 
 SCHEDULER_CORE, OTHER_CORE = 0, 1
 LONGEST = 1 << 20
@@ -120,6 +120,7 @@ def serve_scheduler(num_rows: int, pipe: Connection) -> None:
 
 
 async def _serve_scheduler(num_rows: int, pipe: Connection) -> None:
+    spare_collector()
     config = SchedulerConfig(listen="127.0.0.1:0", max_running_requests=num_rows, max_queued_requests=num_rows)
     server = SchedulerServer(config)
     pipe.send(await server.start())

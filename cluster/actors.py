@@ -34,8 +34,9 @@ class _Actor:
 class SchedulerActor(_Actor):
     def __init__(self, section: SchedulerSection, listen: str) -> None:
         super().__init__(threads=1)
-        from scheduler.server import SchedulerServer
+        from scheduler.server import SchedulerServer, spare_collector
 
+        spare_collector()
         self._server = SchedulerServer(scheduler_config(section, listen))
 
     async def start(self) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from outrider.draft_law import DraftLaw
 from outrider.tree import Node
 from scheduler.events import DrafterCount, Growth, ReleaseDrafter, SendOrder
+from scheduler.places import Places
 from scheduler.policy.policy import Policy
 from scheduler.request import DrafterHealth, DrafterView, Request
 from scheduler.survival import Survival
@@ -141,7 +142,7 @@ class Drafting:
     def _order(self, request: Request, view: DrafterView, now_s: float) -> SendOrder:
         if request.new.is_drawn_for:  # nodes of a drafter that is lost may be there: siblings are drawn by one drafter
             request.tree.clear()
-            view.places = {}
+            view.places = Places()
         view.is_opening = view.told_len == 0
         order = SendOrder(
             worker=view.worker,
@@ -166,7 +167,7 @@ class Drafting:
         """Send everything again. A drafter that misses what it was just sent whole waits for the next commit."""
         self._unanswered.pop(view, None)
         view.epoch, view.told_len, view.ordered_len, view.is_silent = next(self._epochs), 0, None, False
-        view.places = {}
+        view.places = Places()
         return [] if view.is_opening else [self._order(request, view, now_s)]
 
     def _note_answer(self, request: Request, view: DrafterView, is_done: bool, now_s: float) -> list[SendOrder]:
@@ -190,21 +191,23 @@ class Drafting:
         drafted = request.stats.drafters.setdefault(view.drafter, DrafterCount())
         is_drawn_for = request.new.is_drawn_for
         laws = grown.laws if grown.laws and is_drawn_for else [None] * len(grown.tokens)
+        tree, places, guesses = request.tree, view.places, request.new.guesses
         entries = zip(grown.tokens, grown.parents, grown.scores, laws, strict=True)
         for number, (token, parent_number, score, law) in enumerate(entries, grown.first_node):
-            parent = view.places.get(parent_number) if parent_number else grown.committed_len - 1
-            if parent is None or not 0 <= token < vocab_size or len(view.places) >= 2 * MAX_TREE_NODES:
+            parent = places.find(parent_number, tree) if parent_number else grown.committed_len - 1
+            if parent is None or not 0 <= token < vocab_size or len(places) >= 2 * MAX_TREE_NODES:
                 continue
             if isinstance(parent, int) and parent + 1 < request.committed_len:
                 if request.tokens[parent + 1] == token:
-                    view.places[number] = parent + 1
+                    places.put(number, parent + 1)
                 continue
             above = parent if isinstance(parent, Node) else None
-            siblings = request.tree.children(above)
-            if len(request.tree) >= MAX_TREE_NODES or not _can_be_drawn(token, law, siblings, vocab_size):
+            siblings = tree.children(above)
+            if len(tree) >= MAX_TREE_NODES or not _can_be_drawn(token, law, siblings, vocab_size):
                 continue
-            node = view.places[number] = request.tree.add(above, token, view.drafter, score, law)
-            node.chance = self.survival.chance(node.votes, request.new.guesses)
+            node = tree.add(above, token, view.drafter, score, law)
+            node.chance = self.survival.chance(node.votes, guesses)
+            places.put(number, node)
             drafted.num_drafted_nodes += 1
 
 

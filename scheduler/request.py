@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from outrider.tree import DraftTree, Node
 from outrider.types import FinishReason, TokenSource
 from scheduler.events import DrafterCount, NewRequest, RequestStats
-
-MAX_OVERTAKEN = 64  # tokens that may be committed while a growth is on its way, and it still finds its place
+from scheduler.places import Places
 
 
 @dataclass(slots=True)
@@ -46,9 +44,7 @@ class DrafterView:
     num_reports: int = 0  # that have come for that order
     began_empty: bool = False  # nothing had been drafted below its root when it went out
     is_opening: bool = False  # the last order brought everything from the first token on
-    # What its nodes have become, by its own numbers: nodes of the tree, or places in the committed tokens. Those that
-    # were pruned are gone.
-    places: dict[int, Node | int] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,20 +142,17 @@ class Request:
         if self.new.is_drawn_for:
             self.tree.clear()
             for view in self.drafters.values():
-                view.places = {}
+                view.places = Places()
             return
-        passed: dict[int, int] = {}  # nodes that the root moves over, by number: their places
         node: Node | None = None
         for place, token in enumerate(committed, self.committed_len):
             node = self.tree.children(node).get(token)
             if node is None:
                 break
-            passed[node.number] = place
+            node.committed_at = place
         self.tree.advance(committed)
-        standing = {node.number for node in self.tree}
-        oldest = self.committed_len + len(committed) - MAX_OVERTAKEN
         for view in self.drafters.values():
-            view.places = dict(_follow(view.places, passed, standing, oldest))
+            view.places.forget(self.tree, self.committed_len + len(committed))
         if len(self.tree):
             self.stats.num_hits += 1
             self.stats.hit_depth += max(node.depth for node in self.tree)
@@ -171,17 +164,3 @@ class Request:
             node = self.tree.find(accepted[:depth])
             for source in node.votes if node is not None else ():
                 self.stats.drafters.setdefault(source, DrafterCount()).num_accepted_tokens += 1
-
-
-def _follow(
-    places: Mapping[int, Node | int], passed: Mapping[int, int], standing: AbstractSet[int], oldest: int
-) -> Iterator[tuple[int, Node | int]]:
-    """Where a drafter's nodes are after the root has moved; `passed` and `standing` are numbers of the tree's own."""
-    for number, place in places.items():
-        if isinstance(place, Node):
-            if place.number in passed:
-                yield number, passed[place.number]
-            elif place.number in standing:
-                yield number, place
-        elif place >= oldest:
-            yield number, place

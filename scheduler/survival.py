@@ -38,6 +38,9 @@ class Survival:
 
     def _alone(self, votes: dict[str, Vote], guesses: Guesses) -> float:
         """As if the drafters guessed independently of each other: which they don't, and that is learned as well."""
+        if len(votes) == 1:
+            [(name, vote)] = votes.items()
+            return self._drafters[name, guesses].chance(vote.rank, _score(vote, guesses))
         return 1 - prod(
             1 - self._drafters[name, guesses].chance(vote.rank, _score(vote, guesses)) for name, vote in votes.items()
         )

@@ -15,6 +15,7 @@ CHANCE_BORDERS = tuple(i / 20 for i in range(1, 20))
 MAX_RANK = 7
 
 _PRIOR_WEIGHT = 6.0  # verdicts that the prior counts for
+_MAX_KNOWN = 4096  # scores travel in eighths, so these are few
 _MEMORY = 400.0  # verdicts after which older ones fade: a drafter may change, and so may its texts
 
 
@@ -26,11 +27,17 @@ class Calibration:
         self._borders = borders
         self._prior = prior
         self._counts: dict[tuple[int, int], tuple[float, float]] = {}  # (rank, bin) -> (verdicts, accepted)
+        self._known: dict[tuple[int, float], tuple[tuple[int, int], float]] = {}  # (rank, score) -> bin, prior
 
     def chance(self, rank: int, score: float) -> float:
         """That the node is the choice, if its parent is reached."""
-        num, accepted = self._counts.get(self._key(rank, score), (0.0, 0.0))
-        return (accepted + _PRIOR_WEIGHT * self._prior(rank, score)) / (num + _PRIOR_WEIGHT)
+        known = self._known.get((rank, score))
+        if known is None:
+            known = self._key(rank, score), self._prior(rank, score)
+            if len(self._known) < _MAX_KNOWN:
+                self._known[rank, score] = known
+        num, accepted = self._counts.get(known[0], (0.0, 0.0))
+        return (accepted + _PRIOR_WEIGHT * known[1]) / (num + _PRIOR_WEIGHT)
 
     def learn(self, rank: int, score: float, *, is_accepted: bool) -> None:
         """A verdict on a node whose parent was reached."""

@@ -45,6 +45,7 @@ class Node:
     votes: dict[str, Vote]  # by the name of the drafter; the first one that proposed it comes first
     chance: float = 1.0  # that it is the choice, if its parent is reached; never read where nobody prices nodes
     law: DraftLaw | None = None  # that it and its later siblings were drawn from, if it is the first of them
+    committed_at: int | None = None  # its place in the committed tokens, for whoever notes it
     children: dict[int, Node] = field(default_factory=dict)  # by token
 
     @property
@@ -92,7 +93,7 @@ class DraftTree:
             self._next_number += 1
             self._num_nodes += 1
         if source not in node.votes:
-            rank = sum(source in sibling.votes for sibling in siblings.values())
+            rank = sum(source in sibling.votes for sibling in siblings.values()) if len(siblings) > 1 else 0
             node.votes[source] = Vote(rank, score)
         return node
 
@@ -108,6 +109,12 @@ class DraftTree:
             if node is None:
                 return None
         return node
+
+    def holds(self, node: Node) -> bool:
+        """Whether a node that was added once is still in the tree."""
+        while node.parent is not None:
+            node = node.parent
+        return self._children.get(node.token) is node
 
     def judged(self, chosen: Sequence[int]) -> Iterator[tuple[Node, bool]]:
         """What a verdict says of the nodes: all children of the places that the chosen tokens lead to, and whether
