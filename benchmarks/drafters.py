@@ -106,8 +106,7 @@ def _play(
     is_chain = isinstance(budget, str)
     play = Play(drafters, budget if isinstance(budget, int) else max(BUDGETS), is_chain=is_chain)
     by_kind: dict[str, Tally] = defaultdict(Tally)
-    for answer, kind in zip(answers, kinds, strict=True):
-        play.run(answer, by_kind[kind])
+    play.run((answer, by_kind[kind]) for answer, kind in zip(answers, kinds, strict=True))
     tallies = by_kind.values()
     num_passes = sum(tally.num_passes for tally in tallies)
     num_hits = sum(tally.num_hits for tally in tallies)

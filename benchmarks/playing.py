@@ -7,8 +7,9 @@ the answer says: so what is counted is exact for these answers, on any machine.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 
 from outrider.v1.inference_pb2 import SamplingParams
 from outrider.v1.worker_pb2 import OpenRequest
@@ -37,6 +38,7 @@ from workers.draft.growing import Growing, Order
 from workers.training.shards import Answer
 
 CHAIN_LEN = 4
+NUM_AT_ONCE = 16
 NUM_BINS = 10
 _MANY = 1 << 28
 
@@ -68,26 +70,42 @@ class Play:
         self._core = Core(CoreConfig(draft_wait_s=1e9, pass_timeout_s=1e9))
         self._growing = {name: Growing(drafter) for name, drafter in drafters.items()}
         self._budget, self._is_chain = budget, is_chain
-        self._numbers = 0
+        self._numbers = count(1)
+        self._running: dict[int, tuple[Answer, Tally]] = {}
         self._orders: list[SendOrder] = []
         self._passes: list[SendPass] = []
-        self._finished: Finish | None = None
         self._closed: defaultdict[str, list[int]] = defaultdict(list)
-        self._live: set[str] = set()
+        self._live: set[tuple[str, int]] = set()  # drafters that work for requests
         facts = TargetFacts(vocab_size=_MANY, block_size=16, num_kv_blocks=_MANY, max_pass_tokens=_MANY)
         self._handle(TargetUp(facts))
         for name in drafters:
             self._handle(DrafterUp(name, [name]))
 
-    def run(self, answer: Answer, tally: Tally) -> None:
-        self._numbers += 1
-        self._finished = None
+    def run(self, answers: Iterable[tuple[Answer, Tally]]) -> None:
+        """Play them all, some at a time; each counts in its tally."""
+        waiting = iter(answers)
+        while True:
+            for answer, tally in islice(waiting, NUM_AT_ONCE - len(self._running)):
+                self._submit(answer, tally)
+            if not self._running:
+                return
+            while not self._passes:
+                self._step_drafters()
+            sent = self._passes.pop()
+            while self._live or self._orders:  # run-ahead: the pass is in flight
+                self._step_drafters()
+            outcomes = [self._verify(row) for row in sent.rows]
+            self._handle(PassDone(sent.pass_id, outcomes, _MANY))
+
+    def _submit(self, answer: Answer, tally: Tally) -> None:
+        number = next(self._numbers)
+        self._running[number] = answer, tally
         sampling = SamplingParams(temperature=answer.temperature, seed=answer.number, top_p=1, typical_p=1)
         sampling.repetition_penalty = 1
         self._handle(
             Submitted(
                 NewRequest(
-                    number=self._numbers,
+                    number=number,
                     prompt=answer.prompt,
                     max_tokens=len(answer.tokens),
                     end_token_ids=frozenset(),
@@ -100,23 +118,19 @@ class Play:
                 )
             )
         )
-        text = [*answer.prompt, *answer.tokens]
-        while self._finished is None:
-            while not self._passes:
-                self._step_drafters()
-            sent = self._passes.pop()
-            [row] = sent.rows
-            while self._live or self._orders:  # run-ahead: the pass is in flight
-                self._step_drafters()
-            walked = self._walk(row, text, tally)
-            known_len = row.committed_len + len(walked)
-            outcome = RowOutcome(row.request, row.epoch, row.committed_len, "ok", walked, known_len)
-            self._handle(PassDone(sent.pass_id, [outcome], _MANY))
-        stats = self._finished.stats
+
+    def _verify(self, row: PlannedRow) -> RowOutcome:
+        answer, tally = self._running[row.request]
+        walked = self._walk(row, [*answer.prompt, *answer.tokens], tally)
+        known_len = row.committed_len + len(walked)
+        return RowOutcome(row.request, row.epoch, row.committed_len, "ok", walked, known_len)
+
+    def _finish(self, finish: Finish) -> None:
+        answer, tally = self._running.pop(finish.request)
         tally.num_tokens += len(answer.tokens) - 1  # the first one comes with the prompt
-        tally.num_passes += stats.num_passes - 1
-        tally.num_hits += stats.num_hits
-        tally.hit_depth += stats.hit_depth
+        tally.num_passes += finish.stats.num_passes - 1
+        tally.num_hits += finish.stats.num_hits
+        tally.hit_depth += finish.stats.hit_depth
 
     def _walk(self, row: PlannedRow, text: Sequence[int], tally: Tally) -> list[int]:
         paths: list[tuple[int, ...]] = []
@@ -152,9 +166,10 @@ class Play:
             case SendPass():
                 self._passes.append(command)
             case Finish():
-                self._finished = command
+                self._finish(command)
             case ReleaseDrafter(_, drafter, request, _):
                 self._closed[drafter].append(request)
+                self._live.discard((drafter, request))
                 self._orders = [order for order in self._orders if order.request != request]
 
     def _step_drafters(self) -> None:
@@ -162,7 +177,7 @@ class Play:
         for name, growing in self._growing.items():
             own = [order_of(order) for order in orders if order.drafter == name]
             news = growing.step(self._closed.pop(name, []), own)
-            self._live |= {name} if own else set()
+            self._live |= {(name, order.key) for order in own}
             grown = [
                 Growth(
                     worker=name,
@@ -180,8 +195,7 @@ class Play:
                 for new in news
                 if new.key in self._core._running
             ]
-            if any(new.is_done for new in news) or not (news or own):
-                self._live.discard(name)
+            self._live -= {(name, new.key) for new in news if new.is_done}
             if grown:
                 self._handle(Grown(grown))
 
