@@ -354,6 +354,11 @@ class Core:
             text = f"the target sent {len(outcome.logprobs)} log-probabilities for {len(outcome.tokens)} tokens"
             self._fail(request, InternalError(text), now_s)
             return
+        foreign = next((token for token in outcome.tokens if not 0 <= token < self._vocab_size), None)
+        if foreign is not None:
+            text = f"the target chose token {foreign}: its vocabulary has {self._vocab_size} tokens"
+            self._fail(request, InternalError(text), now_s)
+            return
         if request.new.opening.acceptance_rule != ACCEPTANCE_RULE_TYPICAL:
             self._drafting.survival.learn(request.tree, outcome.tokens, request.new.guesses)
         commit = request.commit(outcome.tokens)

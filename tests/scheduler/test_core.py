@@ -407,6 +407,16 @@ def test_a_wrong_number_of_log_probabilities_fails_the_request(core: Core, wants
     assert "1 log-probabilities for 2 tokens" in error.message
 
 
+@pytest.mark.parametrize("foreign", [-1, FACTS.vocab_size, 2**31 - 1])
+def test_a_token_outside_the_vocabulary_fails_the_request_and_reaches_nobody(core: Core, foreign: int) -> None:
+    sent = pass_of(submitted(core, prompt=[1], max_tokens=10))
+    commands = core.handle(answer(sent, [2, foreign]), 0.1)
+    assert not any(isinstance(c, Emit) for c in commands)
+    error = next(c for c in commands if isinstance(c, Finish)).error
+    assert isinstance(error, InternalError)
+    assert f"token {foreign}" in error.message
+
+
 @pytest.mark.parametrize("how", ["token", "cancelled"])
 def test_a_request_with_a_leader_starts_when_that_has_its_first_token_or_is_gone(core: Core, how: str) -> None:
     leader = new_request(1, random.Random(0))
