@@ -212,7 +212,10 @@ class Drafting:
 
 
 def _can_be_drawn(token: int, law: DraftLaw | None, siblings: Mapping[int, Node], vocab_size: int) -> bool:
-    """Whether the target would take the node with this law: one that comes with the first of siblings, or with none."""
+    """Whether the target would take the node with this law: one that comes with the first of siblings, or with none.
+    One that is there already may be told again, by a drafter that has forgotten it since."""
+    if token in siblings:
+        return True
     if siblings:
         shared = next(iter(siblings.values())).law
         return law is None and (shared is None or token in shared.ids)

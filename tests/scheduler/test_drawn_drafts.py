@@ -152,6 +152,15 @@ def test_the_laws_of_the_nodes_go_to_the_target() -> None:
     assert len(sent.laws.ids) == 2 * 3 * 4
 
 
+def test_a_node_that_is_told_again_is_the_one_that_is_there() -> None:
+    """A drafter whose cache was full has drawn the same anew, under new numbers."""
+    running = Running()
+    running.grow([2], [0], [LAW], is_done=False)
+    running.grow([2, 4], [0, 2], [DraftLaw((2, 3), (0.625, 0.375)), LAW], first_node=2)
+
+    assert (running.row.node_tokens, running.row.node_parents, running.row.laws) == ([2, 4], [-1, 0], [LAW, LAW])
+
+
 def test_nothing_that_was_drawn_is_kept_across_a_verdict() -> None:
     running = Running()
     running.grow([2, 3, 4, 6], [0, 1, 2, 3], [LAW, LAW, LAW, DraftLaw((6,), (1.0,))])

@@ -50,7 +50,7 @@ class Branches:
         return Row(key, rest[:max_tokens], wants_logits=len(rest) <= max_tokens)
 
     def node_row(self, node: Node) -> Row:
-        """The row that expands a node whose parent is expanded. It has to be run, or the request forgotten."""
+        """The row that expands a node whose parent is expanded. It has to be run, or withdrawn."""
         parent = self._branch[node.parent.number if node.parent is not None else ROOT]
         num_before = self._committed_len + node.depth - 1
         if self._engine.num_cached(parent) == num_before and parent not in self._taken:
@@ -62,6 +62,13 @@ class Branches:
         self._taken.add(key)
         self._branch[node.number] = key
         return Row(key, [node.token])
+
+    def withdraw(self, nodes: Sequence[Node]) -> None:
+        """The rows of these nodes are not run after all."""
+        keys = {self._branch.pop(node.number) for node in nodes}
+        for key in keys - set(self._branch.values()):
+            self._engine.close(key)
+        self._taken.clear()
 
     def note_root(self, num_tokens: int) -> None:
         """The root's logits are there: num_tokens are committed."""

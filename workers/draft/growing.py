@@ -45,7 +45,8 @@ class NewNodes:
 class Growing:
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
-        self._requests: dict[int, Request] = {}
+        self._requests: dict[int, Request] = {}  # in line: whoever is short of room serves the first ones first
+        self._waiting: set[int] = set()  # those to which nothing was told since they lined up
         self._num_told: dict[int, int] = {}  # the number of the last node that was told
 
     def step(self, closed: Sequence[int], orders: Sequence[Order]) -> list[NewNodes]:
@@ -57,16 +58,20 @@ class Growing:
         live = [request for request in self._requests.values() if request.is_live]
         if live:
             self._drafter.step(live)
-        news = [self._news(request) for request in live]
-        return [new for new in news if new.tokens or new.is_done]
+        news = [new for new in map(self._news, live) if new.tokens or new.is_done]
+        self._waiting -= {new.key for new in news}
+        return news
 
     def _take(self, order: Order) -> None:
         if order.params is not None:
             request = self._requests[order.key] = Request(order.key, order.params)
             self._num_told[order.key] = 0
             self._drafter.open(request)
-        # The one that was asked for longest ago comes first: whoever is short of room forgets that one first.
-        request = self._requests[order.key] = self._requests.pop(order.key)
+        # One that still waits keeps its place, however often the target overtakes it.
+        if order.key not in self._waiting:
+            self._requests[order.key] = self._requests.pop(order.key)
+            self._waiting.add(order.key)
+        request = self._requests[order.key]
         if order.tokens:
             self._drafter.commit(request, order.tokens)
             if request.params.is_drawn_for:
@@ -80,6 +85,7 @@ class Growing:
         request = self._requests.pop(key, None)
         if request is not None:
             del self._num_told[key]
+            self._waiting.discard(key)
             self._drafter.close(request)
 
     def _news(self, request: Request) -> NewNodes:

@@ -81,7 +81,7 @@ class ModelDrafter:
     def __init__(self, engine: Engine, vocabulary: worker_pb2.Vocabulary, noise: Noise | None) -> None:
         self.model = engine.spec.name
         self.vocabulary = vocabulary
-        self.max_context = engine.spec.max_context
+        self.max_context = min(engine.spec.max_context, engine.num_blocks * engine.block_size)
         self._engine = engine
         self._guesser = Guesser(engine.spec.vocab_size, engine.output_ids, noise)
         self._states: dict[int, _State] = {}
@@ -129,27 +129,28 @@ class ModelDrafter:
         return bool(state.frontier.leaves or state.frontier.best(request.min_survival))
 
     def _rows(self, live: Sequence[Request]) -> tuple[list[_Place], list[Row]]:
-        """What this step computes, while there is room: roots, and the likeliest leaves."""
+        """What this step computes: roots, and the likeliest leaves. In turn where the cache is full: the first ones in
+        line take the room of the last ones, and the first that finds none waits, and all behind it."""
         places: list[_Place] = []
         rows: list[Row] = []
         room = MAX_STEP_TOKENS
         leaves = likeliest_leaves([self._states[request.key].frontier for request in live], MAX_STEP_LEAVES)
-        for request, chosen in zip(live, leaves, strict=True):
+        for turn, (request, chosen) in enumerate(zip(live, leaves, strict=True)):
             branches = self._states[request.key].branches
-            added: list[tuple[_Place, Row]] = []
-            if branches.is_root_expanded:
-                added = [((request, leaf), branches.node_row(leaf)) for leaf in chosen]
+            is_begun = branches.is_root_expanded
+            added: list[Row] = []
+            if is_begun:
+                added = [branches.node_row(leaf) for leaf in chosen]
             elif room > 0:
-                added = [((request, None), branches.root_row(request.tokens, room))]
-            if self._make_room([*rows, *(row for _, row in added)], live):
-                places += [place for place, _ in added]
-                rows += [row for _, row in added]
-                room -= sum(row.num_tokens for _, row in added)
-                continue
-            # Nothing of it is kept: the rows before count on its blocks being free.
-            self._forget(request)
-            if not rows:
-                request.is_live = False  # alone, and still too long for the cache
+                added = [branches.root_row(request.tokens, room)]
+            if not self._make_room([*rows, *added], live, turn):
+                # The rows before count on whatever it has taken being free.
+                branches.withdraw(chosen) if is_begun else self._forget(request)
+                request.is_live = turn > 0  # the first one has had the whole cache
+                break
+            places += [(request, leaf) for leaf in chosen] if is_begun else [(request, None)] * len(added)
+            rows += added
+            room -= sum(row.num_tokens for row in added)
         return places, rows
 
     def _expand(self, places: Sequence[_Place], rows: Sequence[Row]) -> None:
@@ -165,14 +166,16 @@ class ModelDrafter:
             if not found:
                 _log.warning("%s has nothing to say after a token: NaN, or every token is banned", self.model)
 
-    def _make_room(self, rows: Sequence[Row], live: Sequence[Request]) -> bool:
-        """Forget requests that nobody waits for, the longest unused first, until the rows fit."""
+    def _make_room(self, rows: Sequence[Row], live: Sequence[Request], turn: int) -> bool:
+        """Forget requests until the rows fit: the idle ones, the longest unused first, then those behind `turn` in
+        line, the last first."""
         waited = {request.key for request in live}
         idle = [request for request in self._requests.values() if request.key not in waited]
+        others = [*live[turn + 1 :], *reversed(idle)]
         while self._engine.blocks_needed(rows) > self._engine.num_free_blocks:
-            if not idle:
+            if not others:
                 return False
-            self._forget(idle.pop(0))
+            self._forget(others.pop())
         return True
 
     def _forget(self, request: Request) -> None:

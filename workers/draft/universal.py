@@ -66,7 +66,8 @@ class UniversalDrafter:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
         self.model = engine.spec.name
-        self.max_context = engine.spec.max_context  # in the model's own tokens
+        # In the model's own tokens.
+        self.max_context = min(engine.spec.max_context, engine.num_blocks * engine.block_size)
         self._engine = engine
         self._tokenizer = tokenizer
         self._output_ids = engine.output_ids if engine.output_ids is not None else range(engine.spec.vocab_size)
@@ -124,20 +125,20 @@ class UniversalDrafter:
         return state.is_readable and fits and state.chain.may_go_on(request)
 
     def _rows(self, live: Sequence[Request]) -> dict[int, Row]:
-        """What this step computes, by request, while there is room: the ids that the cache lacks."""
+        """What this step computes, by request: the ids that the cache lacks. In turn where it is full: the first ones
+        in line take the room of the last ones, and the first that finds none waits, and all behind it."""
         rows: dict[int, Row] = {}
         room = MAX_STEP_TOKENS
-        for request in live:
+        for turn, request in enumerate(live):
             if room == 0:
                 break
             row = self._row(self._states[request.key], room)
-            if self._make_room([*rows.values(), row], live):
-                rows[request.key] = row
-                room -= row.num_tokens
-                continue
-            self._truncate(self._states[request.key], 0)  # the rows before count on its blocks being free
-            if not rows:
-                request.is_live = False  # alone, and still too long for the cache
+            if not self._make_room([*rows.values(), row], live, turn):
+                self._truncate(self._states[request.key], 0)  # the rows before count on its blocks being free
+                request.is_live = turn > 0  # the first one has had the whole cache
+                break
+            rows[request.key] = row
+            room -= row.num_tokens
         return rows
 
     def _row(self, state: _State, max_tokens: int) -> Row:
@@ -182,14 +183,16 @@ class UniversalDrafter:
             guesses.append(Guess(self._output_ids[place], max(-MAX_GAP, min(MAX_GAP, value - other))))
         return guesses
 
-    def _make_room(self, rows: Sequence[Row], live: Sequence[Request]) -> bool:
-        """Forget the KV of requests that nobody waits for, the longest unused first, until the rows fit."""
+    def _make_room(self, rows: Sequence[Row], live: Sequence[Request], turn: int) -> bool:
+        """Forget the KV of requests until the rows fit: of idle ones, the longest unused first, then of those behind
+        `turn` in line, the last first."""
         waited = {request.key for request in live}
         idle = [state for key, state in self._states.items() if key not in waited]
+        others = [*(self._states[request.key] for request in live[turn + 1 :]), *reversed(idle)]
         while self._engine.blocks_needed(rows) > self._engine.num_free_blocks:
-            if not idle:
+            if not others:
                 return False
-            self._truncate(idle.pop(0), 0)
+            self._truncate(others.pop(), 0)
         return True
 
     def _truncate(self, state: _State, num_ids: int) -> None:
