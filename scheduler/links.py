@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 
 from outrider.errors import OutriderError
-from outrider.rpc import link_options
+from outrider.rpc import MAX_MESSAGE_BYTES, link_options
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1 import worker_pb2
 from outrider.v1.drafter_pb2 import DrafterReport, DrafterWorkerDescription, TargetTokenizer
@@ -67,6 +67,8 @@ class Link(ABC):
     What is sent while no session is held is dropped: the core sends everything anew to a worker that is up.
     """
 
+    max_receive_bytes = -1  # of one message; a larger one costs the worker its session
+
     def __init__(self, address: str) -> None:
         self.address = address
         self.state: pb.WorkerState = pb.WORKER_STATE_CONNECTING
@@ -96,7 +98,7 @@ class Link(ABC):
 
     async def _hold_session(self) -> None:
         try:
-            async with grpc.aio.insecure_channel(self.address, options=link_options()) as channel:
+            async with grpc.aio.insecure_channel(self.address, options=link_options(self.max_receive_bytes)) as channel:
                 await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
                 await self._hold(channel)
         except Refused as err:
@@ -213,6 +215,8 @@ class TargetLink(Link):
 class DrafterLink(Link):
     """`served` is awaited for what the target's tokens mean: drafters that mean others are refused, and those that
     read texts are told."""
+
+    max_receive_bytes = MAX_MESSAGE_BYTES
 
     def __init__(self, address: str, post: Post, served: Callable[[], Awaitable[ServedModel]]) -> None:
         super().__init__(address)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 DEFAULT_PORT = 50051
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # of a client's request; workers' streams have no limit
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # of a client's request, or a drafter's report; other streams have no limit
 KEEPALIVE_TIME_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_PING_INTERVAL_MS = 10_000
@@ -47,12 +47,12 @@ def client_options() -> Options:
     ]
 
 
-def link_options() -> Options:
-    """Channel options of the scheduler's links to workers: no retries, no size limit."""
+def link_options(max_receive_bytes: int = -1) -> Options:
+    """Channel options of the scheduler's links to workers: no retries; -1 is no limit to the size of a message."""
     return [
         *_keepalive(),
         ("grpc.enable_retries", 0),
-        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_receive_message_length", max_receive_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),

@@ -14,7 +14,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import grpc
+
 from outrider import Client
+from outrider.rpc import server_options
+from outrider.v1.drafter_pb2_grpc import DrafterServicer, add_DrafterServicer_to_server
+from scheduler.core import Core
 from scheduler.server import SchedulerConfig, SchedulerServer
 from tests.ports import free_address
 from workers.draft.server import DrafterConfig, DrafterServer
@@ -83,6 +88,28 @@ class LocalCell:
                 process.kill()
                 self._use_drafters(list(self.drafters))
 
+    @contextmanager
+    def other_drafter(self, servicer: DrafterServicer) -> Iterator[None]:
+        """One more drafter worker, which answers as the test wants, for as long as the block lasts."""
+        server, address = self._run(_serve(servicer))
+        try:
+            self._use_drafters([*self.drafters, address])
+            self.wait_ready()
+            yield
+        finally:
+            self._use_drafters(list(self.drafters))
+            self._run(server.stop(0))
+
+    def look(self, into: Callable[[Core], Result]) -> Result:
+        """What can be seen in the scheduler's core between two of its events."""
+
+        async def look() -> Result:
+            assert self._scheduler._driver is not None
+            return into(self._scheduler._driver.core)
+
+        result: Result = self._run(look())
+        return result
+
     def _use_drafters(self, addresses: list[str]) -> None:
         self._run(self._scheduler.set_workers([self.target_address], addresses))
 
@@ -97,6 +124,14 @@ class LocalCell:
                     return
                 done.wait(0.05)
         raise TimeoutError(f"the cell is not ready after {START_TIMEOUT_S} s: {info}")
+
+
+async def _serve(servicer: DrafterServicer) -> tuple[grpc.aio.Server, str]:
+    server = grpc.aio.server(options=server_options(-1))
+    add_DrafterServicer_to_server(servicer, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    return server, address
 
 
 @contextmanager
