@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROTOS := protos/outrider/v1
 
-.PHONY: help setup demo test check format lint types layers protos protos-check clean
+.PHONY: help setup demo test faults check format lint types layers protos protos-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,11 @@ demo: $(INSTALLED)  ## a real model answers three prompts through the real path
 # In two processes, for CI's two cores. A file stays in one of them, so that what its tests share is made once.
 test: $(INSTALLED)  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+FAULTS := 100000
+
+faults: $(INSTALLED)  ## the scheduler's core in 100,000 schedules of faults, or FAULTS=N; an hour on two cores
+	$(BIN)/outriderd simulate --faults $(FAULTS)
 
 check: $(INSTALLED) lint types layers protos-check  ## everything short of the tests
 

@@ -227,6 +227,33 @@ def distill(
         raise typer.Exit(run(config, gguf))
 
 
+@app.command()
+def simulate(
+    faults: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Run N schedules of faults against the scheduler's core.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first schedule; the others follow.")] = 0,
+    trace: Annotated[
+        int | None, typer.Option(min=1, metavar="EVENTS", help="Print the last events of the schedule of --seed alone.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Unset: one for each core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Try the scheduler's core under a virtual clock: no worker, no network, no waiting.
+
+    --faults runs seeded schedules of crashes, delays, partitions and nonsense, and compares every token with the true
+    one. Ends with 0, or with 1 where a token was lost, repeated or wrong, or anything was leaked, never ended or broke.
+    """
+    from cluster.simulate import replay, simulate_faults
+
+    with _failures_end_the_command():
+        if faults is None:
+            raise ConfigError("--faults is missing: it says how many schedules to run")
+        if trace is not None:
+            raise typer.Exit(replay(seed, trace))
+        raise typer.Exit(simulate_faults(faults, seed, processes, as_json=as_json))
+
+
 def _where(server: str | None, of_target: Mapping[str, Any], drafter: list[str] | None) -> str | CellConfig:
     """The deployment to verify, or the cell to run for it. Raises ConfigError where both are named."""
     from cluster.conformance.local import local_flags
