@@ -229,29 +229,51 @@ def distill(
 
 @app.command()
 def simulate(
+    scenario: Annotated[str | None, typer.Argument(help="A TOML file, or a bundled scenario's name.")] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(help="plain,sequential,groups,run-ahead,outrider,best-fixed on the same questions."),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="concurrency=1,8,32 or rtt-ms=0.5,10 or drafters=1,4; may be repeated.")
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(min=0.1, metavar="SECONDS", help="Virtual, measured. Unset: the scenario's.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw goodput and bubble into this PNG.")] = None,
     faults: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Run N schedules of faults against the scheduler's core.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first schedule; the others follow.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the scenario; or of the first schedule of faults, 0 where unset.")
+    ] = None,
     trace: Annotated[
         int | None, typer.Option(min=1, metavar="EVENTS", help="Print the last events of the schedule of --seed alone.")
     ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Unset: one for each core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Try the scheduler's core under a virtual clock: no worker, no network, no waiting.
+    """Run the scheduler's core under a virtual clock, with modelled workers, network and users.
 
-    --faults runs seeded schedules of crashes, delays, partitions and nonsense, and compares every token with the true
-    one. Ends with 0, or with 1 where a token was lost, repeated or wrong, or anything was leaked, never ended or broke.
+    With a SCENARIO it measures: goodput, latencies, the bubble, cost. With --faults it tries the core in seeded
+    schedules of crashes, delays, partitions and nonsense, compares every token with the true one, and ends with 1
+    where a token was lost, repeated or wrong, or anything was leaked, never ended or broke.
+
+    Example: outriderd simulate 70b-trained --compare plain,sequential,outrider --sweep concurrency=1,8,32
     """
     from cluster.simulate import replay, simulate_faults
+    from cluster.simulate_load import bundled, load_scenario, parse_axes, parse_columns, simulate_load
 
     with _failures_end_the_command():
-        if faults is None:
-            raise ConfigError("--faults is missing: it says how many schedules to run")
-        if trace is not None:
-            raise typer.Exit(replay(seed, trace))
-        raise typer.Exit(simulate_faults(faults, seed, processes, as_json=as_json))
+        if (scenario is None) == (faults is None):
+            raise ConfigError(f"give either --faults N or a scenario: a TOML file, or one of {', '.join(bundled())}")
+        if faults is not None and trace is not None:
+            raise typer.Exit(replay(seed or 0, trace))
+        if faults is not None:
+            raise typer.Exit(simulate_faults(faults, seed or 0, processes, as_json=as_json))
+        assert scenario is not None
+        settings = load_scenario(scenario, seed=seed, duration_s=duration)
+        simulate_load(settings, parse_columns(compare), parse_axes(sweep or []), processes, plot, as_json=as_json)
 
 
 def _where(server: str | None, of_target: Mapping[str, Any], drafter: list[str] | None) -> str | CellConfig:

@@ -27,7 +27,7 @@ def simulate_faults(num_schedules: int, first_seed: int, num_processes: int | No
     """Run the schedules first_seed … and report; returns the exit code: 1 where anything was found."""
     started_s = time.monotonic()
     tally = Tally()
-    with _progress("schedules", num_schedules) as advance:
+    with progress_bar("schedules", num_schedules) as advance:
         for part in _parts(num_schedules, first_seed, num_processes or os.cpu_count() or 1):
             tally.add(part)
             advance(part.schedules)
@@ -91,7 +91,7 @@ def _print(tally: Tally, per_minute: float) -> None:
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error, where that is a terminal."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_stderr, disable=not _stderr.is_terminal) as progress:

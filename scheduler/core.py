@@ -83,7 +83,8 @@ class Core:
     anything that a worker or a client may send.
     """
 
-    def __init__(self, config: CoreConfig) -> None:
+    def __init__(self, config: CoreConfig, policy: Policy | None = None) -> None:
+        """`policy`: another one than the configuration asks for; the simulator compares them."""
         self._config = config
         self._requests: dict[int, Request] = {}  # all that have not finished
         self._queue: deque[int] = deque()
@@ -99,7 +100,7 @@ class Core:
         self._epochs = count(1)
         self._commands: list[Command] = []
         wait_s = config.draft_wait_s
-        self._policy: Policy = Price() if wait_s is None else Patience(wait_s)
+        self._policy: Policy = policy or (Price() if wait_s is None else Patience(wait_s))
         late_after_s = LATE_AFTER_S if wait_s is None else wait_s
         self._drafting = Drafting(late_after_s, config.run_ahead, self._policy, self._running, self._epochs)
         self.num_free_kv_blocks = 0

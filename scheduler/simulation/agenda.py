@@ -24,6 +24,11 @@ class Agenda:
     def after(self, delay_s: float, action: Action) -> None:
         self.at(self.now_s + delay_s, action)
 
+    @property
+    def next_s(self) -> float | None:
+        """When the next action is due; None: there is none."""
+        return self._entries[0][0] if self._entries else None
+
     def step(self) -> bool:
         """Move to the next action and do it. False: nothing will ever happen again."""
         if not self._entries:

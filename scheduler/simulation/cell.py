@@ -48,6 +48,7 @@ class Cell:
         }
         self.scheduler: Scheduler | None = None
         self.clients: list[Client] = []
+        self.on_delivery: Callable[[Emit | Finish], None] | None = None
         self._make_core = make_core
         self._sessions = count(1)
         self._numbers = count(1)
@@ -73,6 +74,8 @@ class Cell:
         return self._streams.get(request)
 
     def _deliver(self, command: Emit | Finish) -> None:
+        if self.on_delivery is not None:
+            self.on_delivery(command)
         client = self._streams.get(command.request)
         if client is not None:
             client.take(command)

@@ -23,7 +23,7 @@ Reply = Callable[[Event], None]
 @dataclass(frozen=True, slots=True)
 class TargetModel:
     facts: TargetFacts
-    pass_s: Callable[[int, int], float]  # by the tokens that are computed, and the mean context behind them
+    pass_s: Callable[[int, int, int], float]  # by rows, the tokens that are computed, and the mean context of a row
     spread: float = 0.0  # a pass takes up to so much more or less than that, as a share
 
 
@@ -33,6 +33,7 @@ class Counts:
 
     num_passes: int = 0
     num_tokens: int = 0  # computed
+    num_rows: int = 0
     busy_s: float = 0.0
 
 
@@ -121,7 +122,7 @@ class Target:
         idle_s = self._agenda.now_s - self._idle_since_s
         outcomes, num_tokens, context_len = self._verify(session, rows)
         spread = self._rng.uniform(-self._model.spread, self._model.spread) if self._model.spread else 0.0
-        pass_s = self._model.pass_s(max(num_tokens, 1), context_len) * self.slowness * (1 + spread)
+        pass_s = self._model.pass_s(len(rows), max(num_tokens, 1), context_len) * self.slowness * (1 + spread)
         self._is_busy = True
         done = PassDone(pass_id, outcomes, max(self.num_free_blocks, 0), pass_s, idle_s, num_tokens)
         self._agenda.after(pass_s, partial(self._end_pass, session, done))
@@ -131,6 +132,7 @@ class Target:
         self._idle_since_s = self._agenda.now_s
         self.counts.num_passes += 1
         self.counts.num_tokens += done.num_tokens
+        self.counts.num_rows += len(done.outcomes)
         self.counts.busy_s += done.pass_s
         reply = self._replies.get(session)
         if reply is not None:

@@ -1,0 +1,94 @@
+"""Figures of simulated cells against what can be worked out by hand, and what must hold of every strategy."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.events import PassCost
+from scheduler.simulation.costs import Roofline, Table, profile_of
+from scheduler.simulation.performance import run
+from scheduler.simulation.strategies import BEST_FIXED, NAMES, strategy
+from scheduler.simulation.sweep import best_of, jobs
+from tests.simulation.small_scenario import PASS_MS, RTT_MS, STEP_MS, small_scenario
+
+STEEP = {"cost": {"table": [[1, 0, 10.0], [256, 0, 1000.0]]}}  # a node costs as much as a row
+
+
+def goodput(name: str, **changes: dict[str, object]) -> float:
+    scenario = small_scenario(**changes)
+    return run(scenario, strategy(name, scenario)).goodput_tokens_per_s
+
+
+def test_plain_decoding_takes_a_pass_and_a_round_trip_a_token() -> None:
+    assert goodput("plain") == pytest.approx(1000 / (PASS_MS + RTT_MS), rel=0.02)
+
+
+def test_draft_then_verify_takes_its_steps_and_both_round_trips() -> None:
+    length = 5
+    round_ms = length * STEP_MS + RTT_MS + PASS_MS + RTT_MS
+    sure = {"acceptance": [1.0]}
+    # No drafter is ever quite sure (guessing.py): 0.98 of each of five.
+    expected = sum(0.98**depth for depth in range(length + 1))
+    assert goodput("sequential", drafter=sure) == pytest.approx(1000 * expected / round_ms, rel=0.05)
+
+
+def test_two_groups_hide_what_one_waits_for() -> None:
+    by_size = {"cost": {"table": [[1, 0, 1.0], [100, 0, 100.0]]}}
+    one, two = (goodput(name, target=by_size, load={"concurrency": 8}) for name in ("sequential", "groups"))
+    # 8 rows of 6 tokens in 48 ms, after 25 ms of drafts; or, of each group, 24 ms and 25, beside the other's.
+    assert two / one == pytest.approx((48 + 25 + 2 * RTT_MS) / (24 + 25 + 2 * RTT_MS), rel=0.15)
+
+
+def test_the_price_gains_where_drafts_are_right_and_loses_nothing_where_they_never_are() -> None:
+    plain = goodput("plain")
+    assert goodput("outrider") > 1.5 * plain
+    assert goodput("outrider", drafter={"acceptance": [0.0]}) > 0.97 * plain
+
+
+def test_the_price_is_not_below_plain_where_every_token_costs_its_time() -> None:
+    load = {"concurrency": 8}
+    assert goodput("outrider", load=load, target=STEEP) > 0.97 * goodput("plain", load=load, target=STEEP)
+    assert goodput("run-ahead", load=load, target=STEEP) < 0.8 * goodput("plain", load=load, target=STEEP)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_the_same_when_it_is_repeated(name: str) -> None:
+    scenario = small_scenario(load={"duration_s": 1.0, "warm_up_s": 0.5, "concurrency": 3})
+    first, second = (run(scenario, strategy(name, scenario)) for _ in range(2))
+    assert first == second
+    assert first.goodput_tokens_per_s > 0
+
+
+def test_questions_that_come_at_a_rate_are_answered_at_it() -> None:
+    answer = {"median": 10.0, "spread": 0.0, "max": 10}
+    load = {"concurrency": None, "rate_per_s": 4.0, "duration_s": 30.0, "answer": answer}
+    assert goodput("plain", load=load) == pytest.approx(40, rel=0.15)
+
+
+def test_a_roofline_is_the_slower_of_memory_and_arithmetic() -> None:
+    cost = Roofline(1e9, 1e5, 1e12, 2e9, 1e14, 0.001)
+    assert cost.seconds(1, 1, 0) == pytest.approx(0.001 + 0.001)
+    assert cost.seconds(2, 2, 1000) == pytest.approx(0.001 + 0.0012)
+    assert cost.seconds(1, 1000, 0) == pytest.approx(0.001 + 0.02)
+
+
+def test_a_table_adds_a_context_for_every_row() -> None:
+    cost = Table([PassCost(1, 0, 0.01), PassCost(8, 0, 0.02), PassCost(1, 100, 0.012), PassCost(8, 100, 0.03)])
+    assert cost.seconds(1, 8, 0) == pytest.approx(0.02)
+    assert cost.seconds(4, 8, 100) == pytest.approx(0.03 + 3 * 0.002)
+    assert [each.pass_s for each in profile_of(cost, 8, [0])] == pytest.approx(
+        [0.01, 0.01 + 0.01 / 7, 0.01 + 0.03 / 7, 0.02]
+    )
+
+
+def test_a_sweep_runs_every_strategy_at_every_point_and_keeps_the_best_fixed_shape() -> None:
+    scenario = small_scenario(load={"duration_s": 0.5, "warm_up_s": 0.1})
+    todo = jobs(scenario, ["plain", BEST_FIXED], {"concurrency": [1, 2], "rtt-ms": [5]})
+    rows = [job.run() for job in todo if job.column == "plain" or job.strategy.max_nodes == 1]
+    best = best_of(rows)
+    assert [(row.point[:2], row.column) for row in best] == [
+        ((users, rtt), column) for users in (1, 2) for rtt in (5,) for column in ("plain", BEST_FIXED)
+    ]
+    for row in best:
+        others = [each for each in rows if (each.point, each.column) == (row.point, row.column)]
+        assert row.report.goodput_tokens_per_s == max(each.report.goodput_tokens_per_s for each in others)
