@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from outrider.errors import InvalidRequest, ModelNotFound, PermissionDenied, Unsupported, shown
 from outrider.types import Message
 from outrider.v1 import inference_pb2 as pb
+from scheduler.resume import check_resume
 from scheduler.sampling import check_sampling, check_token_ids
 from scheduler.tokenizer import Tokenizer
 
@@ -36,12 +37,11 @@ def check_request(request: pb.GenerateRequest, limits: ModelLimits, drafters: Co
     """Everything that can be said without the prompt's tokens."""
     if request.model and request.model != limits.model:
         raise ModelNotFound(f"model is {shown(request.model)}: this server serves {limits.model!r}")
-    if request.HasField("resume_from"):
-        raise Unsupported("resume_from is set: this server can't resume a stream yet")
     if request.service_class not in (pb.SERVICE_CLASS_UNSPECIFIED, pb.SERVICE_CLASS_STANDARD):
         raise Unsupported(f"service_class is {request.service_class}: this server serves STANDARD (2) only")
     check_sampling(request.sampling, limits.vocab_size)
     _check_speculation(request.speculation, limits, drafters)
+    check_resume(request, limits.vocab_size)
 
 
 def encode_prompt(request: pb.GenerateRequest, tokenizer: Tokenizer, limits: ModelLimits) -> list[int]:

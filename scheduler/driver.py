@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TypeVar
 
-from outrider.errors import Overloaded, ServerUnavailable
+from outrider.errors import OutriderError, Overloaded, ServerUnavailable
 from outrider.types import TokenLogprobs, TokenSource
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.target_pb2 import TargetDescription
@@ -24,6 +24,7 @@ from scheduler.events import (
     NewRequest,
     ReleaseDrafter,
     ReleaseTarget,
+    RequestStats,
     ResetTarget,
     SendOrder,
     SendPass,
@@ -121,6 +122,13 @@ class Driver:
         """Release all that a request holds; nothing happens if it has finished. Its mailbox is closed."""
         if self._mailboxes.pop(number, None) is not None:
             self.post(Cancelled(number))
+
+    def end(self, number: int, error: OutriderError) -> None:
+        """Release all that a request holds, and have its stream end with an error. Nothing if it has finished."""
+        mailbox = self._mailboxes.pop(number, None)
+        if mailbox is not None:
+            self.post(Cancelled(number))
+            mailbox.put(Finish(number, None, None, error, RequestStats(self.now_s)))
 
     # ── events and commands ─────────────────────────────────────────────────────────────────────────
 

@@ -33,6 +33,7 @@ class NewRequest:
     drafters: frozenset[str]  # names that may draft; empty: all
     max_nodes: int  # draft nodes verified in one pass
     deadline_s: float | None
+    resumed: Sequence[int] = ()  # tokens of the answer that the client holds already
     leader: int | None = None  # a request with the same prompt: starts when that one has its first token, or is over
 
     @property

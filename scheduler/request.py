@@ -62,7 +62,7 @@ class Request:
 
     def __init__(self, new: NewRequest, now_s: float) -> None:
         self.new = new
-        self.tokens = list(new.prompt)
+        self.tokens = [*new.prompt, *new.resumed]
         self.tree = DraftTree()
         self.target = TargetView()
         self.drafters: dict[str, DrafterView] = {}  # by the drafter's name

@@ -19,9 +19,9 @@ _REASONS: dict[FinishReason, pb.FinishReason] = {
 class SentTokens:
     """Counts what a client was sent, which may be less than what was committed: a stop string cuts the rest."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, num_held: int) -> None:
         self.index = index  # of the answer
-        self.num_tokens = 0
+        self.num_tokens = num_held  # by the client, from an earlier call
         self.num_accepted = 0
 
     def add(self, tokens: Sequence[Token]) -> pb.GenerateResponse:

@@ -27,6 +27,7 @@ from outrider.errors import (
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
+from scheduler.calls import Calls
 from scheduler.constraints import grammar_of
 from scheduler.driver import Driver, Mailbox
 from scheduler.events import Finish, NewRequest, Stopped
@@ -35,13 +36,13 @@ from scheduler.malformed import Malformed, parser
 from scheduler.merge import merged
 from scheduler.opening import opening_of
 from scheduler.responses import SentTokens, finished, started
+from scheduler.resume import replayed
 from scheduler.seeds import answer_seed
 from scheduler.served_model import ServedModel
 from scheduler.text import TextStream
 
 SERVICE_NAME = "outrider.v1.Inference"
 REQUEST_ID_KEY = "outrider-request-id"
-MAX_REQUEST_ID_CHARS = 128
 MAX_INLINE_TOKENS = 64  # whose text is made on the event loop: some microseconds each, a thread's turn takes longer
 MAX_ERROR_CHARS = 4000  # gRPC sends a status in at most 8 KiB of headers, and drops the call where it is longer
 
@@ -57,6 +58,8 @@ class _Answer:
     index: int
     new: NewRequest
     text: TextStream
+    end: Finish | None = None  # set: the client holds all of it
+    matched_stop: str = ""  # with `end`
 
 
 class InferenceService:
@@ -66,7 +69,7 @@ class InferenceService:
         self._driver = driver
         self._limits = limits
         self._version = version
-        self._request_ids: set[str] = set()
+        self.calls = Calls(driver.end)
         self.is_draining = False
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -102,28 +105,27 @@ class InferenceService:
         self, request: pb.GenerateRequest | Malformed, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         try:
-            async for response in self.generate(request, context):
-                yield response
+            async with aclosing(self.generate(request, context)) as responses:
+                async for response in responses:
+                    yield response
         except OutriderError as err:
             await _abort(context, err)
 
     async def generate(
         self, request: pb.GenerateRequest | Malformed, context: Context
-    ) -> AsyncIterator[pb.GenerateResponse]:
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
         if isinstance(request, Malformed):
             raise InvalidRequest(request.reason)
-        self._check_request_id(request.request_id)
-        request_id = request.request_id or secrets.token_hex(8)
-        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
-        self._request_ids.add(request_id)
-        try:
+        with self.calls.entered(request) as call:
+            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             answers = await self._admit(request, context.time_remaining())
             self._driver.check_room(len(answers))
-            mailboxes = [self._driver.submit(answer.new) for answer in answers]
+            call.note_answers([answer.new.number for answer in answers])
+            mailboxes = [self._mailbox(answer) for answer in answers]
             try:
                 model = self._driver.served_model().description.model
                 for answer in answers:
-                    yield started(request_id, model, answer.new, answer.index)
+                    yield started(call.request_id, model, answer.new, answer.index)
                 streams = [self._stream(answer, box) for answer, box in zip(answers, mailboxes, strict=True)]
                 async with aclosing(merged(streams) if len(streams) > 1 else streams[0]) as responses:
                     async for response in responses:
@@ -131,16 +133,6 @@ class InferenceService:
             finally:
                 for answer in answers:
                     self._driver.cancel(answer.new.number)
-        finally:
-            self._request_ids.discard(request_id)
-
-    def _check_request_id(self, request_id: str) -> None:
-        """It travels in the trailing metadata, which takes printable ASCII only."""
-        if len(request_id) > MAX_REQUEST_ID_CHARS or not (request_id.isascii() and request_id.isprintable()):
-            limit = f"it must be at most {MAX_REQUEST_ID_CHARS} printable ASCII characters"
-            raise InvalidRequest.of("request_id", request_id, limit)
-        if request_id in self._request_ids:
-            raise InvalidRequest.of("request_id", request_id, "a running request has this id")
 
     async def _admit(self, request: pb.GenerateRequest, time_left_s: float | None) -> list[_Answer]:
         """All that can be refused is refused here, before any worker hears of the request."""
@@ -154,11 +146,16 @@ class InferenceService:
         check_request(request, limits, self._driver.drafter_names)
         self._driver.check_room(request.sampling.n or 1)
         prompt = await asyncio.to_thread(encode_prompt, request, model.tokenizer, limits)
-        first = await asyncio.to_thread(self._first_answer, request, model, prompt, deadline_s)
+        first = await asyncio.to_thread(self._first_answer, request, model, prompt, deadline_s, self._driver.now_s)
         return [first, *(self._another(request, model, first, index) for index in range(1, request.sampling.n))]
 
     def _first_answer(
-        self, request: pb.GenerateRequest, model: ServedModel, prompt: list[int], deadline_s: float | None
+        self,
+        request: pb.GenerateRequest,
+        model: ServedModel,
+        prompt: list[int],
+        deadline_s: float | None,
+        now_s: float,
     ) -> _Answer:
         sampling = request.sampling
         ends = frozenset() if sampling.ignore_eos else frozenset(model.description.end_token_ids)
@@ -182,8 +179,10 @@ class InferenceService:
             drafters=frozenset(request.speculation.drafters),
             max_nodes=0 if off else request.speculation.max_nodes or self._limits.max_nodes,
             deadline_s=deadline_s,
+            resumed=list(request.resume_from.ids),
         )
-        return _Answer(0, new, _text_stream(sampling, model))
+        text = _text_stream(sampling, model)
+        return _Answer(0, new, text, *replayed(new, text, now_s))
 
     def _another(self, request: pb.GenerateRequest, model: ServedModel, first: _Answer, index: int) -> _Answer:
         """One more answer to the same request: another seed, and the first answer's prompt in the prefix cache."""
@@ -193,10 +192,18 @@ class InferenceService:
         new = replace(first.new, number=self._driver.next_number(), opening=opening, leader=first.new.number)
         return _Answer(index, new, _text_stream(request.sampling, model))
 
+    def _mailbox(self, answer: _Answer) -> Mailbox:
+        """Of a request that the core has now; there is nothing left for it where the client holds the whole answer."""
+        if answer.end is None:
+            return self._driver.submit(answer.new)
+        mailbox = Mailbox()
+        mailbox.put(answer.end)
+        return mailbox
+
     async def _stream(self, answer: _Answer, mailbox: Mailbox) -> AsyncGenerator[pb.GenerateResponse, None]:
         """An answer out of its mailbox until the request ends; raises the error that it ends with."""
-        sent = SentTokens(answer.index)
-        matched_stop = ""
+        sent = SentTokens(answer.index, len(answer.new.resumed))
+        matched_stop = answer.matched_stop
         finish: Finish | None = None
         while finish is None:
             ids, sources, logprobs, finish = await mailbox.take()

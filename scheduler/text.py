@@ -45,11 +45,28 @@ class TextStream:
         self._decoder = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._unfinished: list[int] = []  # tokens since the last complete character
         self._held: list[Token] = []
+        self._num_known = 0  # tokens from the first one held on that the reader has
+
+    def replay(self, ids: Sequence[int]) -> Piece:
+        """Add the first tokens of a text whose reader has them: no later piece brings them again.
+
+        Returns what `push` would. Fewer tokens than were added: a stop string ends the text before the last one.
+        """
+        self._num_known = len(ids)
+        known = self._push(ids, ["target"] * len(ids), [None] * len(ids))
+        self._num_known -= len(known.tokens)
+        return known
 
     def push(
         self, ids: Sequence[int], sources: Sequence[TokenSource], logprobs: Sequence[TokenLogprobs | None]
     ) -> Piece:
         """Add tokens; returns those that are now final. After a matched stop nothing may be pushed."""
+        piece = self._push(ids, sources, logprobs)
+        return replace(piece, tokens=self._without_known(piece.tokens))
+
+    def _push(
+        self, ids: Sequence[int], sources: Sequence[TokenSource], logprobs: Sequence[TokenLogprobs | None]
+    ) -> Piece:
         final: list[Token] = []
         for token_id, source, its_logprobs in zip(ids, sources, logprobs, strict=True):
             self._held.append(Token(token_id, self._decode(token_id), source, its_logprobs))
@@ -67,7 +84,12 @@ class TextStream:
             last = self._held[-1]  # _release keeps the last token of an unfinished character
             self._held[-1] = replace(last, text=last.text + rest)
         held, self._held = self._held, []
-        return Piece(held)
+        return Piece(self._without_known(held))
+
+    def _without_known(self, final: Sequence[Token]) -> Sequence[Token]:
+        num_left_out = min(self._num_known, len(final))
+        self._num_known -= num_left_out
+        return final[num_left_out:]
 
     def _decode(self, token_id: int) -> str:
         text = self._decoder.step(self._tokenizer, token_id)

@@ -105,9 +105,19 @@ BAD = {
         ["speculation.drafters[0]", "'oracle'", "itself, ngram"],
     ),
     "a field that is not served yet": (
-        pb.GenerateRequest(text="a", resume_from={"ids": [1]}),
+        pb.GenerateRequest(text="a", service_class="SERVICE_CLASS_BATCH"),
         Code.UNIMPLEMENTED,
-        ["resume_from"],
+        ["service_class"],
+    ),
+    "held tokens without their seed": (
+        pb.GenerateRequest(text="a", resume_from={"ids": [1]}),
+        Code.INVALID_ARGUMENT,
+        ["sampling.seed", "resume_from"],
+    ),
+    "held tokens behind the answer's end": (
+        pb.GenerateRequest(text="a", resume_from={"ids": [65] * 3}, sampling={"seed": 1, "max_tokens": 2}),
+        Code.INVALID_ARGUMENT,
+        ["resume_from has 3 tokens", "max_tokens"],
     ),
     "parameters that contradict each other": (
         pb.GenerateRequest(text="a", sampling={"min_tokens": 9, "max_tokens": 8}),
