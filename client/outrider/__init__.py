@@ -10,7 +10,9 @@ with Client("localhost:50051") as client:
 from importlib.metadata import version
 
 from outrider import errors
-from outrider.client import AsyncClient, AsyncGeneration, Client, Generation
+from outrider.client import AsyncClient, Client
+from outrider.generation import AsyncGeneration, Generation
+from outrider.resume import Resuming
 from outrider.types import (
     Answer,
     Message,
@@ -32,6 +34,7 @@ __all__ = [
     "Generation",
     "Message",
     "ModelInfo",
+    "Resuming",
     "SamplingParams",
     "ServerInfo",
     "Speculation",

@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import grpc
 import grpc.aio
 
 from outrider import convert, rpc
 from outrider.convert import Prompt
-from outrider.errors import Cancelled, DeadlineExceeded, InvalidRequest, error_from_rpc
-from outrider.fold import Fold, Folds
-from outrider.types import Answer, ModelInfo, SamplingParams, ServerInfo, Speculation, Started, Token
+from outrider.errors import DeadlineExceeded, InvalidRequest
+from outrider.generation import AllAnswers, AsyncGeneration, Generation, typed_errors
+from outrider.resume import Resuming
+from outrider.types import Answer, ModelInfo, SamplingParams, ServerInfo, Speculation
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1 import inference_pb2_grpc
 
@@ -28,119 +26,27 @@ INFO_TIMEOUT_S = 10.0
 
 _SERVER_SAMPLING = SamplingParams()  # all unset: the server's documented defaults
 _SERVER_SPECULATION = Speculation()
-
-
-class _Call(Protocol):
-    def cancel(self) -> bool: ...
-
-
-class _AnswerInProgress:
-    """What both kinds of generation know of their answer."""
-
-    def __init__(self, call: _Call) -> None:
-        self._fold = Fold()
-        self._cancellable = call
-
-    @property
-    def started(self) -> Started | None:
-        """The request's id, model, seed and prompt length; None until the server's first message."""
-        return self._fold.started
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer, once the last token was read. RuntimeError before."""
-        if self._fold.answer is None:
-            raise RuntimeError("the answer is not finished: read the tokens to the end, or call result()")
-        return self._fold.answer
-
-    def cancel(self) -> None:
-        """Ends the call; the server releases everything that it holds. Nothing happens when it has ended."""
-        self._cancellable.cancel()
-
-
-class Generation(_AnswerInProgress):
-    """One answer on its way: iterate over it for the tokens as they come, or take `result()`.
-
-    Leaving the loop early, however it is left, cancels the call.
-    """
-
-    def __init__(self, call: grpc.CallIterator[pb.GenerateResponse]) -> None:
-        super().__init__(call)
-        self._call = call
-
-    def __iter__(self) -> Iterator[Token]:
-        for chunk in self.chunks():
-            yield from chunk
-
-    def chunks(self) -> Iterator[tuple[Token, ...]]:
-        """The tokens by message, as the passes of the target committed them.
-
-        The first message and the last bring no token, and so an empty tuple; from the first one on
-        `started` is known.
-        """
-        try:
-            with _typed_errors():
-                for response in self._call:
-                    yield self._fold.add(response)
-            self._fold.end()
-        finally:
-            self.cancel()
-
-    def result(self) -> Answer:
-        """Reads on to the end and returns the whole answer."""
-        for _ in self.chunks():
-            pass
-        return self.answer
-
-
-class AsyncGeneration(_AnswerInProgress):
-    """One answer on its way, as `Generation`, for `async for` and `await generation.result()`.
-
-    A loop that is left early cancels the call as soon as the event loop finalises the iterator, which
-    is at once in CPython; `cancel()` does not depend on that.
-    """
-
-    def __init__(self, call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]) -> None:
-        super().__init__(call)
-        self._call = call
-
-    async def __aiter__(self) -> AsyncIterator[Token]:
-        try:
-            async for chunk in self.chunks():
-                for token in chunk:
-                    yield token
-        finally:
-            self.cancel()
-
-    async def chunks(self) -> AsyncIterator[tuple[Token, ...]]:
-        """The tokens by message, as `Generation.chunks`."""
-        try:
-            with _typed_errors():
-                async for response in self._call:
-                    yield self._fold.add(response)
-            if self._call.cancelled():
-                raise Cancelled("the call was cancelled here")
-            self._fold.end()
-        finally:
-            self.cancel()
-
-    async def result(self) -> Answer:
-        """Reads on to the end and returns the whole answer."""
-        async for _ in self.chunks():
-            pass
-        return self.answer
+_RESUMING = Resuming()
 
 
 class Client:
     """A blocking client. Safe to share between threads; use it in a `with`, or close it.
 
     `server` is "host:port". With `credentials` the channel is encrypted, without it is not.
-    A call that could not reach the server is repeated a few times, but only while nothing of its answer
-    has arrived; all other failures are raised as the errors of `outrider.errors`.
+    A call that could not reach the server is repeated a few times while nothing of its answer has arrived. A stream
+    that breaks after that is resumed, as `resuming` says (None: never): its answer is what it would have been. All
+    other failures are raised as the errors of `outrider.errors`.
     """
 
-    def __init__(self, server: str = DEFAULT_SERVER, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        resuming: Resuming | None = _RESUMING,
+    ) -> None:
         options = rpc.client_options()
+        self._resuming = resuming
         self._channel = (
             grpc.insecure_channel(server, options)
             if credentials is None
@@ -166,7 +72,7 @@ class Client:
         """
         _check_one_answer(sampling)
         request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
-        return Generation(self._stub.Generate(request, timeout=_checked(timeout_s)))
+        return Generation(self._stub.Generate, request, _checked(timeout_s), self._resuming)
 
     def generate_all(
         self,
@@ -183,23 +89,15 @@ class Client:
         Each has its own seed, with which it can be had again alone. An error of one ends all.
         """
         request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
-        folds = Folds(sampling.n or 1)
-        call: grpc.CallIterator[pb.GenerateResponse] = self._stub.Generate(request, timeout=_checked(timeout_s))
-        try:
-            with _typed_errors():
-                for response in call:
-                    folds.add(response)
-        finally:
-            call.cancel()  # type: ignore[no-untyped-call]
-        return folds.end()
+        return AllAnswers(request, sampling.n or 1, _checked(timeout_s), self._resuming).read(self._stub.Generate)
 
     def model_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ModelInfo:
-        with _typed_errors():
+        with typed_errors():
             info = self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=_checked(timeout_s))
         return convert.model_info_from_proto(info)
 
     def server_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ServerInfo:
-        with _typed_errors():
+        with typed_errors():
             info = self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=_checked(timeout_s))
         return convert.server_info_from_proto(info)
 
@@ -219,8 +117,15 @@ class Client:
 class AsyncClient:
     """The same as `Client`, for asyncio. Make it inside the event loop that uses it."""
 
-    def __init__(self, server: str = DEFAULT_SERVER, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        server: str = DEFAULT_SERVER,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        resuming: Resuming | None = _RESUMING,
+    ) -> None:
         options = rpc.client_options()
+        self._resuming = resuming
         self._channel = (
             grpc.aio.insecure_channel(server, options)
             if credentials is None
@@ -241,7 +146,7 @@ class AsyncClient:
         """Starts an answer, as `Client.generate`; there is nothing to await before the iteration."""
         _check_one_answer(sampling)
         request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
-        return AsyncGeneration(self._stub.Generate(request, timeout=_checked(timeout_s)))
+        return AsyncGeneration(self._stub.Generate, request, _checked(timeout_s), self._resuming)
 
     async def generate_all(
         self,
@@ -255,23 +160,16 @@ class AsyncClient:
     ) -> list[Answer]:
         """`sampling.n` answers to one prompt, as `Client.generate_all`."""
         request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
-        folds = Folds(sampling.n or 1)
-        call = self._stub.Generate(request, timeout=_checked(timeout_s))
-        try:
-            with _typed_errors():
-                async for response in call:
-                    folds.add(response)
-        finally:
-            call.cancel()
-        return folds.end()
+        answers = AllAnswers(request, sampling.n or 1, _checked(timeout_s), self._resuming)
+        return await answers.read_async(self._stub.Generate)
 
     async def model_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ModelInfo:
-        with _typed_errors():
+        with typed_errors():
             info = await self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=_checked(timeout_s))
         return convert.model_info_from_proto(info)
 
     async def server_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ServerInfo:
-        with _typed_errors():
+        with typed_errors():
             info = await self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=_checked(timeout_s))
         return convert.server_info_from_proto(info)
 
@@ -286,21 +184,6 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-@contextmanager
-def _typed_errors() -> Iterator[None]:
-    """The border: every gRPC error leaves it as one of ours."""
-    try:
-        yield
-    except grpc.RpcError as err:
-        raise error_from_rpc(err) from err
-    except asyncio.CancelledError as err:
-        # grpc.aio ends a call that was cancelled here in the same way as a task that is being cancelled.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise Cancelled("the call was cancelled here") from err
 
 
 def _check_one_answer(sampling: SamplingParams) -> None:

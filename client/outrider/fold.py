@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from outrider import convert
 from outrider.errors import InternalError
@@ -17,6 +17,8 @@ class Fold:
         self.started: Started | None = None
         self.answer: Answer | None = None
         self._tokens: list[Token] = []
+        self._num_resumed_tokens = 0
+        self._is_broken = False
 
     def add(self, response: pb.GenerateResponse) -> tuple[Token, ...]:
         """Takes the next message; returns the tokens that it brought."""
@@ -24,11 +26,9 @@ class Fold:
         if self.answer is not None:
             raise InternalError(f"the server sent {event} after finished")
         if event == "started":
-            if self.started is not None:
-                raise InternalError("the server sent started twice")
-            self.started = convert.started_from_proto(response.started)
+            self._start(convert.started_from_proto(response.started))
             return ()
-        if self.started is None:
+        if self.started is None or self._is_broken:
             raise InternalError(f"the server sent {event} before started")
         if event == "tokens":
             tokens = convert.tokens_from_proto(response.tokens)
@@ -39,11 +39,24 @@ class Fold:
             return ()
         raise InternalError("the server sent an event that this client does not know")
 
+    def resume(self) -> list[int]:
+        """The stream broke: what comes next is `started` once more, and then what follows the tokens returned here."""
+        self._num_resumed_tokens, self._is_broken = len(self._tokens), True
+        return [token.id for token in self._tokens]
+
     def end(self) -> Answer:
         """To be called when the stream has ended without an error: there must be an answer now."""
         if self.answer is None:
             raise InternalError(f"the stream ended after {len(self._tokens)} tokens, before the answer was finished")
         return self.answer
+
+    def _start(self, started: Started) -> None:
+        if self.started is not None and not self._is_broken:
+            raise InternalError("the server sent started twice")
+        before = self.started or started
+        if (started.seed, started.num_prompt_tokens) != (before.seed, before.num_prompt_tokens):
+            raise InternalError(f"the server went on with another request: {started} after {before}")
+        self.started, self._is_broken = before, False
 
     def _finish(self, started: Started, finished: pb.Finished) -> Answer:
         return Answer(
@@ -59,6 +72,7 @@ class Fold:
             matched_stop=finished.matched_stop,
             usage=convert.usage_from_proto(finished.usage),
             speculation=convert.speculation_stats_from_proto(finished.speculation),
+            num_resumed_tokens=self._num_resumed_tokens,
         )
 
 
@@ -75,10 +89,27 @@ class Folds:
     def __init__(self, num_answers: int) -> None:
         self._folds = [Fold() for _ in range(num_answers)]
 
-    def add(self, response: pb.GenerateResponse) -> None:
-        if response.index >= len(self._folds):
-            raise InternalError(f"the server sent answer {response.index}: {len(self._folds)} were asked for")
-        self._folds[response.index].add(response)
+    def __len__(self) -> int:
+        return len(self._folds)
+
+    def __iter__(self) -> Iterator[Fold]:
+        return iter(self._folds)
+
+    @property
+    def has_started(self) -> bool:
+        """Whether anything has come."""
+        return any(fold.started is not None for fold in self._folds)
+
+    def add(self, response: pb.GenerateResponse, first_index: int = 0) -> tuple[Token, ...]:
+        """Takes the next message of a stream whose own answer 0 is `first_index` here; returns the tokens in it."""
+        index = first_index + response.index
+        if index >= len(self._folds):
+            raise InternalError(f"the server sent answer {index}: {len(self._folds)} were asked for")
+        return self._folds[index].add(response)
+
+    def forget(self) -> None:
+        """All of them start once more."""
+        self._folds = [Fold() for _ in self._folds]
 
     def end(self) -> list[Answer]:
         """To be called when the stream has ended without an error: all answers must be there now."""

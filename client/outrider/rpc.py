@@ -40,6 +40,9 @@ def client_options() -> Options:
     """Channel options of a user's client: keepalive and the safe retries."""
     return [
         *_keepalive(),
+        # A server that was restarted is to be found soon: gRPC's own pauses grow to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.max_receive_message_length", -1),
         ("grpc.service_config", json.dumps(_RETRY)),
         # gRPC repeats a call only while its request fits this buffer: at the default of 256 KiB, no long prompt.

@@ -13,8 +13,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from outrider.client import Generation
 from outrider.errors import DeadlineExceeded, InternalError, OutriderError, Overloaded, ServerUnavailable
+from outrider.generation import Generation
 from outrider.types import Answer, ModelInfo, ServerInfo, Token, WorkerInfo
 
 # Sent to a terminal, control characters in a model's text could move the cursor or retitle the window.

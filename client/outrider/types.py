@@ -142,6 +142,9 @@ class Answer:
     matched_stop: str
     usage: Usage
     speculation: SpeculationStats
+    # That were here when the stream broke for the last time: the times, cached tokens, passes and drafts in usage and
+    # speculation are of what came after it. 0: it did not break.
+    num_resumed_tokens: int = 0
 
     @property
     def tokens(self) -> tuple[Token, ...]:
@@ -152,7 +155,8 @@ class Answer:
     @property
     def tokens_per_pass(self) -> float:
         """Tokens of this answer per pass of the target; 1 with no draft accepted."""
-        return len(self.token_ids) / self.speculation.num_passes if self.speculation.num_passes else 0.0
+        num_tokens = len(self.token_ids) - self.num_resumed_tokens
+        return num_tokens / self.speculation.num_passes if self.speculation.num_passes else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,7 +243,7 @@ def test_a_call_that_reached_nobody_is_repeated_until_it_does(client: Client, fa
     assert fake.requests[0] == fake.requests[2]
 
 
-def test_a_call_is_not_repeated_once_a_message_has_arrived(client: Client, fake: FakeInference) -> None:
+def test_a_call_is_not_repeated_once_a_message_has_arrived(server: str, fake: FakeInference) -> None:
     def script(call: Call) -> Iterator[pb.GenerateResponse]:
         yield started(call)
         yield tokens(CHUNKS[0])
@@ -251,7 +251,7 @@ def test_a_call_is_not_repeated_once_a_message_has_arrived(client: Client, fake:
 
     fake.script = script
     came: list[Token] = []
-    with pytest.raises(ServerUnavailable, match="the target is gone"):
+    with Client(server, resuming=None) as client, pytest.raises(ServerUnavailable, match="the target is gone"):
         came.extend(client.generate("Why?"))
     assert len(fake.calls) == 1
 
