@@ -3,6 +3,9 @@
 A link turns a worker's reports into events and the core's commands into messages. A session is
 connect → describe → check → exchange; whatever ends it, the core is told that the worker's state is gone,
 and the link starts over.
+
+Deadlines are `asyncio.timeout`, never `wait_for`: in Python 3.11 that one forgets a cancellation that comes as its
+awaitable is done, and a session that was dropped would then go on for ever.
 """
 
 from __future__ import annotations
@@ -99,7 +102,8 @@ class Link(ABC):
     async def _hold_session(self) -> None:
         try:
             async with grpc.aio.insecure_channel(self.address, options=link_options(self.max_receive_bytes)) as channel:
-                await asyncio.wait_for(channel.channel_ready(), CONNECT_TIMEOUT_S)
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await channel.channel_ready()
                 await self._hold(channel)
         except Refused as err:
             self.state, self.detail = pb.WORKER_STATE_REFUSED, err.message
@@ -125,7 +129,8 @@ class Link(ABC):
             if not reader.done():
                 writer.result()
                 # The call ended under the writer. The reader is about to see it too, and learns why.
-                await asyncio.wait_for(reader, WRITE_TIMEOUT_S)
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    await reader
             reader.result()
         finally:
             writer.cancel()
@@ -143,7 +148,8 @@ async def _write_all(call: grpc.aio.StreamStreamCall[Any, Any], outbox: Outbox) 
     while True:
         message = await outbox.take()
         try:
-            await asyncio.wait_for(call.write(message), WRITE_TIMEOUT_S)
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await call.write(message)
         except asyncio.InvalidStateError:  # grpc.aio's answer to a write on a call that is over
             return
 

@@ -177,3 +177,30 @@ async def test_overlapping_changes_of_workers_end_with_the_last_one() -> None:
     await asyncio.gather(driver.set_workers(addresses, addresses), driver.stop())
     assert not list(driver.target_links)
     assert not list(driver.drafter_links)
+
+
+class SlowCall:
+    """A call whose writes end when the test says so."""
+
+    def __init__(self) -> None:
+        self.writing = asyncio.Event()
+        self.may_end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def write(self, message: object) -> None:
+        self.writing.set()
+        await self.may_end
+
+
+@pytest.mark.parametrize("num_turns", range(6))
+async def test_a_session_that_is_dropped_as_a_write_ends_is_dropped(num_turns: int) -> None:
+    """`asyncio.wait_for` of Python 3.11 forgets the drop where it comes up to two turns of the event loop later."""
+    call, link = SlowCall(), DrafterLink("127.0.0.1:1", lambda event: None, served)
+    link.send(drafter_pb2.DrafterCommand())
+    writer = asyncio.create_task(link._write_all(call))  # type: ignore[arg-type]
+    await asyncio.wait_for(call.writing.wait(), TIMEOUT_S)
+    call.may_end.set_result(None)
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    writer.cancel()
+    await asyncio.wait([writer], timeout=1.0)
+    assert writer.cancelled()
