@@ -1,6 +1,6 @@
 """What a cell is made of: read once, from a TOML file and flags, and never changed.
 
-    [ray]        address, cores, start_timeout_s, drain_s
+    [ray]        address, machines_timeout_s, start_timeout_s, drain_s, …
     [scheduler]  listen, max_running_requests, …
     [target]     model, tensor_parallel, dtype, …
     [[drafters]] kind, source, name, …
@@ -57,6 +57,12 @@ class Section(BaseModel):
 
 class RaySection(Section):
     address: Address | None = Field(default=None, description="of a running Ray; unset: one is started here")
+    machines_timeout_s: float = Field(
+        default=0.0, ge=0, description="for machines with room for the cell to join; 0: an error at once without"
+    )
+    autoscaled: bool = Field(
+        default=False, description="machines are added for drafters that wait for one; the cell starts without them"
+    )
     start_timeout_s: Seconds = Field(default=600.0, description="for all workers to be healthy")
     drain_s: Seconds = Field(default=30.0, description="for running requests, once a stop was asked for")
 

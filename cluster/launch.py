@@ -15,7 +15,7 @@ from cluster.config import CellConfig
 from cluster.errors import ClusterError, WorkerFailed
 from cluster.health import wait_until_serving
 from cluster.parts import DrafterPart, SchedulerPart, Surroundings, TargetGroup
-from cluster.placement import alive_machines, check_feasible, cores_of, local_resources
+from cluster.placement import cores_of, local_resources, machines_with_room
 from cluster.ray_runtime import RayRuntime, RayThread, start_ray, stop_ray
 from cluster.supervise import Part, keep_alive
 from cluster.threads import available_cores, plan_threads
@@ -86,8 +86,7 @@ class Cell:
         report("Starting Ray" if address is None else f"Connecting to Ray at {address}")
         self._ray = asyncio.create_task(self._ray_thread.run(lambda: start_ray(local_resources(self.config), address)))
         ray = await asyncio.shield(self._ray)  # a start that is given up still has to be stopped
-        machines = alive_machines()
-        check_feasible(self.config, machines)
+        machines = await machines_with_room(self.config)
         cores = available_cores() if ray.is_local else cores_of(self.config, machines)
         threads = plan_threads(self.config, cores)
         surroundings = Surroundings(self.config, threads, ray.log_dir)
@@ -96,7 +95,8 @@ class Cell:
             DrafterPart(surroundings, section, share)
             for section, share in zip(self.config.drafters, threads.drafters, strict=True)
         ]
-        await _together([self._bring_up(part, report) for part in self._parts])
+        needed = [part for part in self._parts if not (self.config.ray.autoscaled and isinstance(part, DrafterPart))]
+        await _together([self._bring_up(part, report) for part in needed])
         await self._tell_scheduler()
         await wait_until_serving("the scheduler", self.endpoint, self.config.ray.start_timeout_s)
         self._keepers = [asyncio.create_task(self._keep(part)) for part in self._parts]

@@ -7,7 +7,8 @@ activations, so they share a machine. Drafters go wherever there is room for one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from cluster.errors import PlacementError
 
 TARGET = "target"
 DRAFT = "draft"
+
+_LOOK_EVERY_S = 0.5
 
 Bundle = dict[str, float]  # resource → amount, of one worker
 
@@ -49,8 +52,30 @@ def alive_machines() -> list[Machine]:
     return [Machine(node["NodeName"], node["Resources"]) for node in nodes if node["Alive"]]
 
 
+async def machines_with_room(
+    config: CellConfig, look: Callable[[], list[Machine]] = alive_machines, look_every_s: float = _LOOK_EVERY_S
+) -> list[Machine]:
+    """All machines, as soon as the cell fits on them: on Kubernetes they join one by one.
+
+    Raises PlacementError when it still does not after `ray.machines_timeout_s`.
+    """
+    deadline = time.monotonic() + config.ray.machines_timeout_s
+    while True:
+        machines = look()
+        try:
+            check_feasible(config, machines)
+            return machines
+        except PlacementError:
+            if time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(look_every_s)
+
+
 def check_feasible(config: CellConfig, machines: Sequence[Machine]) -> None:
-    """Raises PlacementError when some worker could never be placed; Ray itself would wait for ever, in silence."""
+    """Raises PlacementError when some worker could never be placed; Ray itself would wait for ever, in silence.
+
+    Where machines for drafters are added on demand, theirs need not be there yet.
+    """
     rank = bundle_of(TARGET, config.target.device)
     num_ranks = config.target.tensor_parallel
     if not any(machine.room_for(rank) >= num_ranks for machine in machines):
@@ -58,7 +83,7 @@ def check_feasible(config: CellConfig, machines: Sequence[Machine]) -> None:
             f"the target needs {_times(num_ranks, rank)} on one machine, and there is {_offers(machines, rank)}: "
             f"lower target.tensor_parallel, or start a machine with ray start {_flags(num_ranks, rank)}"
         )
-    for device in sorted({drafter.device for drafter in config.drafters}):
+    for device in sorted({drafter.device for drafter in config.drafters if not config.ray.autoscaled}):
         worker = bundle_of(DRAFT, device)
         wanted = sum(drafter.device == device for drafter in config.drafters)
         if sum(machine.room_for(worker) for machine in machines) < wanted:

@@ -62,13 +62,13 @@ async def keep_alive(
     on_up: Callable[[], Awaitable[None]],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Restart a started part whenever it is lost, until cancelled; `on_up` runs after each restart.
+    """Start a part that does not serve yet, and again whenever it is lost, until cancelled; `on_up` runs after each.
 
     Raises WorkerFailed, with the last reason, when the budget of restarts is spent; the part is then killed.
     """
     budget = RestartBudget(limits)
     while True:
-        reason: str | None = await part.lost()
+        reason: str | None = await part.lost() if part.address else f"{part.name} has not been started yet"
         lost_at_s = clock()
         while reason is not None:
             reason = await _restart(part, budget, clock(), reason)
@@ -82,7 +82,7 @@ async def _restart(part: Part, budget: RestartBudget, now_s: float, reason: str)
     delay_s = budget.next_delay_s(now_s)
     if delay_s is None:
         raise WorkerFailed(f"{part.name} is given up, its restarts are used up. {reason}")
-    log.warning("%s\nRestarting %s in %.1f s", reason, part.name, delay_s)
+    log.warning("%s\nStarting %s in %.1f s", reason, part.name, delay_s)
     await asyncio.sleep(delay_s)
     try:
         await part.start()

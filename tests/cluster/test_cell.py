@@ -13,7 +13,7 @@ from cluster.errors import WorkerFailed
 from cluster.launch import Cell
 from outrider import AsyncClient
 from outrider.types import SamplingParams
-from tests.cluster.conftest import TIMEOUT_S, MakeConfig, running
+from tests.cluster.conftest import TIMEOUT_S, MakeConfig, Returns, running
 
 pytestmark = pytest.mark.cluster
 
@@ -29,6 +29,16 @@ async def test_a_drafter_that_keeps_falling_is_given_up_and_the_cell_goes_on_wit
             answer = await client.generate([5, 6, 7], sampling=SamplingParams(max_tokens=9, ignore_eos=True)).result()
         assert len(answer.token_ids) == 9
     assert "goes on without it" in caplog.text
+
+
+async def test_where_machines_are_added_on_demand_the_cell_serves_before_its_drafters_have_one(
+    cell_config: MakeConfig, returns: Returns
+) -> None:
+    async with running(cell_config(ray={"autoscaled": True})) as cell, AsyncClient(cell.endpoint) as client:
+        answer = await client.generate([5, 6, 7], sampling=SamplingParams(max_tokens=9, ignore_eos=True)).result()
+        assert len(answer.token_ids) == 9
+        assert await returns.next() == "drafter ngram"
+        assert len((await client.server_info()).drafters) == 1
 
 
 async def test_a_target_that_is_given_up_ends_the_cell_with_the_reason(cell_config: MakeConfig) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cluster.config import load_config
+from cluster.config import RaySection, load_config
 from cluster.errors import PlacementError
-from cluster.placement import Machine, check_feasible, cores_of, local_resources
+from cluster.placement import Machine, check_feasible, cores_of, local_resources, machines_with_room
 
 SMALL = Machine("10.0.0.1", {"CPU": 4.0, "target": 1.0, "draft": 1.0})
 LARGE = Machine("10.0.0.2", {"CPU": 16.0, "target": 2.0, "GPU": 2.0})
@@ -55,3 +55,32 @@ def test_without_any_machine_the_message_says_so() -> None:
 def test_cores_are_those_of_the_smallest_machine_that_can_hold_the_target() -> None:
     assert cores_of(config(), [SMALL, LARGE]) == 4
     assert cores_of(config(target={"tensor_parallel": 2}), [SMALL, LARGE]) == 16
+
+
+async def test_machines_that_join_in_time_are_waited_for() -> None:
+    seen = iter([[], [SMALL], [SMALL, LARGE]])
+    cell = config(target={"tensor_parallel": 2}, ray={"machines_timeout_s": 60.0})
+    assert await machines_with_room(cell, lambda: next(seen), look_every_s=0.0) == [SMALL, LARGE]
+
+
+async def test_room_that_never_comes_is_an_error_that_says_what_is_missing() -> None:
+    looks: list[None] = []
+
+    def look() -> list[Machine]:
+        looks.append(None)
+        return [SMALL]
+
+    at_once = config(target={"tensor_parallel": 2})
+    with pytest.raises(PlacementError, match="2 × target on one machine"):
+        await machines_with_room(at_once, look)
+    assert len(looks) == 1
+    with pytest.raises(PlacementError, match="2 × target on one machine"):
+        await machines_with_room(at_once.model_copy(update={"ray": RaySection(machines_timeout_s=0.05)}), look, 0.0)
+    assert len(looks) > 2
+
+
+def test_drafters_whose_machines_are_added_on_demand_need_none_yet_and_the_target_does() -> None:
+    two = {"drafters": [{"kind": "ngram"}, {"kind": "ngram"}], "ray": {"autoscaled": True}}
+    check_feasible(config(**two), [LARGE])
+    with pytest.raises(PlacementError, match="the target needs"):
+        check_feasible(config(target={"tensor_parallel": 3}, **two), [LARGE])

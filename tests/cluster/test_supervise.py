@@ -20,7 +20,7 @@ class ScriptedPart(Part):
 
     def __init__(self, failing_starts: int = 0) -> None:
         self.calls: list[str] = []
-        self.address = "first"
+        self.address: str | None = "first"
         self._failing_starts = failing_starts
         self._reasons: asyncio.Queue[str] = asyncio.Queue()
 
@@ -68,6 +68,16 @@ def test_restarts_before_the_window_are_forgotten() -> None:
     assert budget.next_delay_s(0.0) == 1.0
     assert budget.next_delay_s(9.9) is None
     assert budget.next_delay_s(10.0) == 1.0
+
+
+async def test_a_part_that_has_not_been_started_is_started_as_often_as_it_takes() -> None:
+    part, ups = ScriptedPart(failing_starts=2), Ups()
+    part.address = None
+    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    await ups.next()
+    assert part.calls == ["kill", "start"] * 3
+    assert part.address == "next"
+    keeper.cancel()
 
 
 async def test_a_lost_part_is_killed_started_anew_and_announced() -> None:
