@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROTOS := protos/outrider/v1
 
-.PHONY: help setup demo test faults check format lint types layers protos protos-check clean
+.PHONY: help setup demo test helm-test faults check format lint types layers protos protos-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ FAULTS := 100000
 
 faults: $(INSTALLED)  ## the scheduler's core in 100,000 schedules of faults, or FAULTS=N; an hour on two cores
 	$(BIN)/outriderd simulate --faults $(FAULTS)
+
+helm-test: $(INSTALLED)  ## the chart: rendered by the real helm, and held to Kubernetes' and KubeRay's rules
+	$(BIN)/python -m pytest -m helm tests/helm
 
 check: $(INSTALLED) lint types layers protos-check  ## everything short of the tests
 

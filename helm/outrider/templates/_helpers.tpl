@@ -1,0 +1,63 @@
+{{/* The name of every object, and of the RayCluster: the release's. */}}
+{{- define "outrider.name" -}}
+{{- if contains "outrider" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-outrider{{ end -}}
+{{- end }}
+
+{{/* Of pods. No version in them: a new chart that makes the same pods is to restart none. */}}
+{{- define "outrider.podLabels" -}}
+app.kubernetes.io/name: outrider
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "outrider.labels" -}}
+{{ include "outrider.podLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "outrider.image" -}}
+{{- with .Values.image -}}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end -}}
+{{- end -}}
+{{- end }}
+
+{{/* Pods of this cluster, as KubeRay labels them. Call with (list $ "group"), or with (list $) for all. */}}
+{{- define "outrider.pods" -}}
+ray.io/cluster: {{ include "outrider.name" (first .) }}
+{{- with rest . }}
+ray.io/group: {{ first . }}
+{{- end }}
+{{- end }}
+
+{{/* What every container of ours may do: nothing but run. */}}
+{{- define "outrider.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "outrider.podSecurity" -}}
+runAsNonRoot: true
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{/* How many drafters cluster/default_model.py and cluster/config.py make where none is named. */}}
+{{- define "outrider.numDrafters" -}}
+{{- if kindIs "slice" .Values.cell.drafters }}{{ len .Values.cell.drafters }}{{ else if .Values.cell.target.model }}1{{ else }}2{{ end -}}
+{{- end }}
+
+{{- define "outrider.numGpuDrafters" -}}
+{{- $count := 0 }}
+{{- range .Values.cell.drafters }}{{ if eq (.device | default "cpu") "cuda" }}{{ $count = add1 $count }}{{ end }}{{ end }}
+{{- $count -}}
+{{- end }}
+
+{{- define "outrider.redisAddress" -}}
+{{- .Values.redis.address | default (printf "%s-redis:6379" (include "outrider.name" .)) -}}
+{{- end }}
+
+{{/* Seconds that a pod has between SIGTERM and SIGKILL: what the drain takes, and some to end. */}}
+{{- define "outrider.gracePeriod" -}}
+{{- .Values.cell.ray.drain_s | ceil | int | add 20 -}}
+{{- end }}
