@@ -83,9 +83,10 @@ def check_feasible(config: CellConfig, machines: Sequence[Machine]) -> None:
             f"the target needs {_times(num_ranks, rank)} on one machine, and there is {_offers(machines, rank)}: "
             f"lower target.tensor_parallel, or start a machine with ray start {_flags(num_ranks, rank)}"
         )
-    for device in sorted({drafter.device for drafter in config.drafters if not config.ray.autoscaled}):
+    devices = [] if config.ray.autoscaled else [drafter.device for drafter in config.drafters]
+    wants: tuple[tuple[Device, int], ...] = (("cuda", devices.count("cuda")), ("cpu", len(devices)))
+    for device, wanted in wants:  # one with a GPU takes a place in the pool too
         worker = bundle_of(DRAFT, device)
-        wanted = sum(drafter.device == device for drafter in config.drafters)
         if sum(machine.room_for(worker) for machine in machines) < wanted:
             raise PlacementError(
                 f"the drafters need {_times(wanted, worker)} in all, and there is {_offers(machines, worker)}: "

@@ -41,6 +41,13 @@ def test_drafters_may_be_spread_over_machines_but_all_must_have_a_place() -> Non
         check_feasible(config(drafters=two), [SMALL, LARGE])
 
 
+def test_a_drafter_on_a_gpu_takes_a_place_in_the_pool_from_the_others() -> None:
+    mixed = config(drafters=[{"kind": "ngram"}, {"kind": "model", "source": "m", "device": "cuda"}])
+    check_feasible(mixed, [LARGE, Machine("10.0.0.3", {"draft": 2.0, "GPU": 1.0})])
+    with pytest.raises(PlacementError, match=r"drafters need 2 × draft in all, .*10\.0\.0\.3 with 1 × draft"):
+        check_feasible(mixed, [LARGE, Machine("10.0.0.3", {"draft": 1.0, "GPU": 1.0})])
+
+
 def test_on_cuda_a_rank_needs_a_gpu_beside_its_place_in_the_pool() -> None:
     check_feasible(config(target={"tensor_parallel": 2, "device": "cuda"}), [SMALL, LARGE])
     with pytest.raises(PlacementError, match=r"1 × target and 1 × GPU .*0 × GPU.*--num-gpus=1"):
