@@ -1,0 +1,76 @@
+"""Whatever values the schema takes: the chart refuses them in its own words, or what it installs can work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import PlacementError
+from cluster.placement import check_feasible
+from tests.helm.conftest import Helm, Release
+from tests.helm.test_cell import cell_of, machines_of
+from tests.helm.traps import traps
+
+pytestmark = pytest.mark.helm
+
+DEVICES = st.sampled_from(["cpu", "cuda"])
+DRAFTERS = st.one_of(
+    st.fixed_dictionaries({"kind": st.sampled_from(["ngram", "suffix"])}),
+    st.fixed_dictionaries({"kind": st.just("model"), "source": st.just("org/small"), "device": DEVICES}),
+)
+VALUES = st.fixed_dictionaries(
+    {
+        "cell": st.fixed_dictionaries(
+            {"target": st.fixed_dictionaries({"device": DEVICES, "tensor_parallel": st.integers(1, 8)})},
+            optional={"drafters": st.lists(DRAFTERS, max_size=4)},
+        ),
+        "target": st.fixed_dictionaries({"cpu": st.integers(1, 64)}),
+        "draft": st.fixed_dictionaries(
+            {
+                "slots": st.integers(1, 4),
+                "gpus": st.integers(0, 2),
+                "minReplicas": st.integers(0, 3),
+                "maxReplicas": st.integers(0, 4),
+            }
+        ),
+        "autoscaling": st.fixed_dictionaries({"enabled": st.booleans()}),
+        "redis": st.sampled_from([{"enabled": False}, {"enabled": True, "passwordSecret": "r"}]),
+        "networkPolicy": st.fixed_dictionaries({"enabled": st.booleans(), "httpsOut": st.booleans()}),
+    }
+)
+
+
+# Without a cell that is too small for its pods nothing would be refused; without one that fits, nothing would be shown.
+@settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(values=VALUES)
+def test_values_are_refused_in_our_own_words_or_the_cell_fits_on_its_pods(
+    helm: Helm, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps(values), encoding="utf-8")
+    done = helm("template", "outrider", ".", "-f", str(file))
+    if done.returncode:
+        assert "templates/validate.yaml" in done.stderr
+        return
+    release = Release(done.stdout)
+    assert traps(release.cluster) == []
+    cell = cell_of(release, tmp_path)
+    try:
+        check_feasible(cell, machines_of(release, "minReplicas"))
+        check_feasible(
+            cell.model_copy(update={"ray": cell.ray.model_copy(update={"autoscaled": False})}),
+            machines_of(release, "maxReplicas"),
+        )
+    except PlacementError as error:
+        pytest.fail(error.message)
