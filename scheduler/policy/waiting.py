@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from scheduler.policy.selection import Selection
 
-MIN_ADVANTAGE = 1.02  # of waiting: its worth is a guess, and what is here is here
+# Of waiting. What is on its way is not lost to a pass that goes now: it is there for the next one, if the target's choice
+# is among its guesses. In simulation 1.02 cost up to 11 % against never waiting; 1.25 is within 3 % of the best of
+# both for drafters from 6 times as fast as a pass to twice as slow.
+MIN_ADVANTAGE = 1.25
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from scheduler.events import Growth, SendOrder
 from scheduler.simulation.guessing import Guess, GuessModel
 from scheduler.simulation.law import Law
 
-MAX_STEP_NODES = 4  # of one request in a step, as in workers/draft/frontier.py
-_WORTHWHILE = 0.2  # of the best candidate's survival: what is less likely waits for a later step
+MAX_STEP_NODES = 8  # of one request in a step, as in workers/draft/frontier.py
+_WORTHWHILE = 0.02  # of the best candidate's survival: what is less likely waits for a later step
 
 
 @dataclass(slots=True)

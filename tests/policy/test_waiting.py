@@ -21,10 +21,10 @@ def coming(in_s: float, gain: float = 1.5) -> Coming:
 
 
 def test_a_row_waits_for_a_draft_that_brings_more_than_the_time_it_takes() -> None:
-    # 1 token in 20 ms, or 2.5 in 20 ms and the wait: even at 30 ms.
+    # 1 token in 20 ms, or 2.5 in 20 ms and the wait: a quarter more tokens a second at 20 ms.
     assert wait_until_s(nothing_there(1), 1, 1, [coming(0.010)], FLAT) == 100.020
-    assert wait_until_s(nothing_there(1), 1, 1, [coming(0.029)], FLAT) is not None
-    assert wait_until_s(nothing_there(1), 1, 1, [coming(0.031)], FLAT) is None
+    assert wait_until_s(nothing_there(1), 1, 1, [coming(0.019)], FLAT) is not None
+    assert wait_until_s(nothing_there(1), 1, 1, [coming(0.021)], FLAT) is None
 
 
 def test_hits_do_not_wait_for_misses() -> None:

@@ -18,6 +18,7 @@ from scheduler.core import CoreConfig
 from scheduler.driver import Driver
 from scheduler.events import DrafterDown, DrafterUp, Event, ReleaseDrafter, TargetDown, Tick
 from scheduler.links import DrafterLink, Link, TargetLink
+from scheduler.outbox import OrderOutbox
 from scheduler.served_model import ServedModel
 from scheduler.tokenizer import Tokenizer
 
@@ -194,9 +195,9 @@ class SlowCall:
 @pytest.mark.parametrize("num_turns", range(6))
 async def test_a_session_that_is_dropped_as_a_write_ends_is_dropped(num_turns: int) -> None:
     """`asyncio.wait_for` of Python 3.11 forgets the drop where it comes up to two turns of the event loop later."""
-    call, link = SlowCall(), DrafterLink("127.0.0.1:1", lambda event: None, served)
-    link.send(drafter_pb2.DrafterCommand())
-    writer = asyncio.create_task(link._write_all(call))  # type: ignore[arg-type]
+    call, box = SlowCall(), OrderOutbox()
+    box.put(ReleaseDrafter("w", "suffix", request=1, epoch=1))
+    writer = asyncio.create_task(links._write_all(call, box))  # type: ignore[arg-type]
     await asyncio.wait_for(call.writing.wait(), TIMEOUT_S)
     call.may_end.set_result(None)
     for _ in range(num_turns):
