@@ -86,7 +86,7 @@ def growths_of(worker: str, growths: drafter_pb2.Growths) -> Iterator[Growth]:
         numbers = range(growth.first_node, growth.first_node + len(tokens))
         yield Growth(
             worker=worker,
-            drafter=growth.drafter,
+            drafter=growths.drafter,
             request=growth.ref.request,
             epoch=growth.ref.epoch,
             committed_len=growth.committed_len,

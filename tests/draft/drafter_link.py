@@ -32,10 +32,13 @@ class Link:
             await self.stream.write(drafter_pb2.DrafterCommand(release=released))
 
     async def receive(self) -> list[drafter_pb2.Growth]:
+        return list((await self.receive_report()).growths)
+
+    async def receive_report(self) -> drafter_pb2.Growths:
         async with asyncio.timeout(TIMEOUT_S):
             report = await self.stream.read()
         assert isinstance(report, drafter_pb2.DrafterReport), "the stream has ended"
-        return list(report.growths.growths)
+        return report.growths
 
     async def receive_until_done(self) -> list[drafter_pb2.Growth]:
         """The growths of the one order that is open."""

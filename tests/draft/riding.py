@@ -142,7 +142,6 @@ class Riding:
     def take_report(self, worker: Worker) -> None:
         data = worker.stream.reports.get_nowait().SerializeToString()
         self.num_bytes["growths"] += len(data)
-        self.num_bytes["num growths"] += data.count(b"\x12") * 0 + 1
         self.handle(Grown(list(growths_of(worker.name, drafter_pb2.DrafterReport.FromString(data).growths))))
 
     def settle(self) -> None:
@@ -191,8 +190,12 @@ class Riding:
                 self.handle(Tick())
 
     def handle(self, event: Event) -> None:
+        """Orders arrive one by one, and are counted as they are sent: those of one event in one message."""
+        self._joined = {"orders": drafter_pb2.DrafterCommand(), "openings": drafter_pb2.DrafterCommand()}
         for command in self.core.handle(event, self.now_s):
             self._carry_out(command)
+        for kind, joined in self._joined.items():
+            self.num_bytes[kind] += joined.ByteSize()
 
     def _greet(self, worker: Worker) -> None:
         drawing = frozenset(name for name, each in worker.hosted.items() if each.drafter.draws)
@@ -201,9 +204,9 @@ class Riding:
     def _carry_out(self, command: Command) -> None:
         match command:
             case SendOrder():
-                data = orders_message([command]).SerializeToString()
-                self.num_bytes["orders" if command.opening is None else "openings"] += len(data)
-                self.workers[command.worker].commands.append(data)
+                message = orders_message([command])
+                self._joined["orders" if command.opening is None else "openings"].MergeFrom(message)
+                self.workers[command.worker].commands.append(message.SerializeToString())
             case ReleaseDrafter():
                 data = drafter_release_message(command).SerializeToString()
                 self.num_bytes["releases"] += len(data)

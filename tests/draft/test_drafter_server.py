@@ -158,7 +158,8 @@ async def test_several_drafters_serve_one_stream_under_their_names(tiny: Path, r
         await link.send(
             make_order("ngram", text, is_open=True, max_nodes=1), make_order("small", text, is_open=True, max_nodes=1)
         )
-        growths = {growth.drafter: growth for growth in [*await link.receive(), *await link.receive()]}
+        reports = [await link.receive_report(), await link.receive_report()]
+        growths = {report.drafter: growth for report in reports for growth in report.growths}
 
     assert list(growths["ngram"].tokens) == [7]
     assert list(growths["small"].tokens) == reference.decode(text, 1, SEEDED)
@@ -198,9 +199,10 @@ async def test_an_order_for_a_drafter_that_is_not_here_is_done_at_once() -> None
         link = Link(stub)
         await link.send(make_order("medusa", PROMPT, is_open=True))
 
-        (growth,) = await link.receive()
+        report = await link.receive_report()
 
-    assert (growth.drafter, growth.is_done, growth.tokens) == ("medusa", True, [])
+    [growth] = report.growths
+    assert (report.drafter, growth.is_done, growth.tokens) == ("medusa", True, [])
 
 
 MISSING = {

@@ -21,7 +21,7 @@ from outrider.v1.worker_pb2 import Vocabulary
 NAME = "hostile"
 _MILLION = Growth(tokens=[7] * 1_000_000, distances=[1] * 1_000_000, scores=bytes(1_000_000))
 
-Behaviour = Callable[[DraftOrder, random.Random], Iterable[Growth]]
+Behaviour = Callable[[DraftOrder, random.Random], Iterable[Growth | Growths]]
 
 
 class HostileDrafter(DrafterServicer):
@@ -43,8 +43,9 @@ class HostileDrafter(DrafterServicer):
         async for command in request_iterator:
             for order in command.orders.orders:
                 self.num_orders += 1
-                for growth in self._behave(order, self._rng):
-                    await context.write(DrafterReport(growths=Growths(growths=[growth])))
+                for each in self._behave(order, self._rng):
+                    growths = Growths(drafter=NAME, growths=[each]) if isinstance(each, Growth) else each
+                    await context.write(DrafterReport(growths=growths))
 
 
 def growth_for(order: DraftOrder, tokens: Iterable[int] = (), **changes: Any) -> Growth:
@@ -52,7 +53,6 @@ def growth_for(order: DraftOrder, tokens: Iterable[int] = (), **changes: Any) ->
     tokens = list(tokens)
     fields: dict[str, Any] = {
         "ref": order.ref,
-        "drafter": NAME,
         "committed_len": order.committed_len,
         "first_node": 1,
         "tokens": tokens,
@@ -97,11 +97,11 @@ def stale(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
         yield growth_for(order, [5, 6, 7], committed_len=length)
 
 
-def unknown_requests(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
+def unknown_requests(order: DraftOrder, rng: random.Random) -> Iterator[Growth | Growths]:
     ref = type(order.ref)
     for request in (0, order.ref.request + 1, rng.randrange(1 << 64)):
         yield growth_for(order, [5, 6, 7], ref=ref(request=request, epoch=order.ref.epoch))
-        yield growth_for(order, [5, 6, 7], drafter="nobody")
+        yield Growths(drafter="nobody", growths=[growth_for(order, [5, 6, 7])])
 
 
 def everything_twice(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:

@@ -88,10 +88,8 @@ class Hosted:
             self._requests[stream, order.ref.request] = self._by_key[request.key] = request
         if request is None or request.ref.epoch != order.ref.epoch or not _learn(request, order):
             self._close(stream, order.ref.request)
-            missing = drafter_pb2.Growth(
-                ref=order.ref, drafter=self.name, committed_len=order.committed_len, is_prefix_missing=True
-            )
-            stream.send(drafter_pb2.Growths(growths=[missing]))
+            missing = drafter_pb2.Growth(ref=order.ref, committed_len=order.committed_len, is_prefix_missing=True)
+            stream.send(drafter_pb2.Growths(drafter=self.name, growths=[missing]))
             return
         request.max_nodes, request.min_survival = order.max_nodes, order.min_survival
         self._changed[request.key] = request
@@ -144,9 +142,9 @@ class Hosted:
                 self._live.discard(nodes.key)
             request = self._by_key.get(nodes.key)
             if request is not None:
-                growths[request.stream].append(growth_message(request.ref, self.name, nodes))
+                growths[request.stream].append(growth_message(request.ref, nodes))
         for stream, of_stream in growths.items():
-            stream.send(drafter_pb2.Growths(growths=of_stream, step_ms=step_ms))
+            stream.send(drafter_pb2.Growths(drafter=self.name, growths=of_stream, step_ms=step_ms))
 
     def _close(self, stream: Stream, number: int) -> None:
         request = self._requests.pop((stream, number), None)
@@ -173,11 +171,10 @@ def _learn(request: _Request, order: drafter_pb2.DraftOrder) -> bool:
     return len(request.known) == order.committed_len > 0
 
 
-def growth_message(ref: worker_pb2.RequestRef, drafter: str, nodes: NewNodes) -> drafter_pb2.Growth:
+def growth_message(ref: worker_pb2.RequestRef, nodes: NewNodes) -> drafter_pb2.Growth:
     numbers = range(nodes.first_number, nodes.first_number + len(nodes.tokens))
     return drafter_pb2.Growth(
         ref=ref,
-        drafter=drafter,
         committed_len=nodes.committed_len,
         first_node=nodes.first_number,
         tokens=nodes.tokens,

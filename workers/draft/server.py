@@ -209,8 +209,8 @@ class _Servicer(drafter_pb2_grpc.DrafterServicer):
 
 def _nothing(order: drafter_pb2.DraftOrder) -> drafter_pb2.Growths:
     """The answer to an order that will never bring a node."""
-    growth = drafter_pb2.Growth(ref=order.ref, drafter=order.drafter, committed_len=order.committed_len, is_done=True)
-    return drafter_pb2.Growths(growths=[growth])
+    growth = drafter_pb2.Growth(ref=order.ref, committed_len=order.committed_len, is_done=True)
+    return drafter_pb2.Growths(drafter=order.drafter, growths=[growth])
 
 
 async def _write(stream: Stream, context: _Streaming) -> None:

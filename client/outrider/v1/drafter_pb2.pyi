@@ -92,17 +92,18 @@ class DrafterReport(_message.Message):
     def __init__(self, growths: _Optional[_Union[Growths, _Mapping]] = ...) -> None: ...
 
 class Growths(_message.Message):
-    __slots__ = ("growths", "step_ms")
+    __slots__ = ("growths", "step_ms", "drafter")
     GROWTHS_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_FIELD_NUMBER: _ClassVar[int]
     growths: _containers.RepeatedCompositeFieldContainer[Growth]
     step_ms: float
-    def __init__(self, growths: _Optional[_Iterable[_Union[Growth, _Mapping]]] = ..., step_ms: _Optional[float] = ...) -> None: ...
+    drafter: str
+    def __init__(self, growths: _Optional[_Iterable[_Union[Growth, _Mapping]]] = ..., step_ms: _Optional[float] = ..., drafter: _Optional[str] = ...) -> None: ...
 
 class Growth(_message.Message):
-    __slots__ = ("ref", "drafter", "committed_len", "first_node", "tokens", "distances", "scores", "is_done", "is_prefix_missing", "laws")
+    __slots__ = ("ref", "committed_len", "first_node", "tokens", "distances", "scores", "is_done", "is_prefix_missing", "laws")
     REF_FIELD_NUMBER: _ClassVar[int]
-    DRAFTER_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     FIRST_NODE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -112,7 +113,6 @@ class Growth(_message.Message):
     IS_PREFIX_MISSING_FIELD_NUMBER: _ClassVar[int]
     LAWS_FIELD_NUMBER: _ClassVar[int]
     ref: _worker_pb2.RequestRef
-    drafter: str
     committed_len: int
     first_node: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
@@ -121,4 +121,4 @@ class Growth(_message.Message):
     is_done: bool
     is_prefix_missing: bool
     laws: _worker_pb2.SparseLaws
-    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., drafter: _Optional[str] = ..., committed_len: _Optional[int] = ..., first_node: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., is_done: _Optional[bool] = ..., is_prefix_missing: _Optional[bool] = ..., laws: _Optional[_Union[_worker_pb2.SparseLaws, _Mapping]] = ...) -> None: ...
+    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., committed_len: _Optional[int] = ..., first_node: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., is_done: _Optional[bool] = ..., is_prefix_missing: _Optional[bool] = ..., laws: _Optional[_Union[_worker_pb2.SparseLaws, _Mapping]] = ...) -> None: ...
