@@ -20,6 +20,7 @@ from outrider.rpc import server_options
 from outrider.scores import pack_scores
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2, target_pb2_grpc, worker_pb2
 
+NAME = "null"
 VOCAB = 49152
 _FIRST, _NUM = 1000, 5000  # of the tokens that the text is made of
 _WRONG = 7  # a token that is never right
@@ -103,7 +104,7 @@ class NullDrafter(drafter_pb2_grpc.DrafterServicer):
     """Answers each order at once, with what is still missing of a chain that is worth verifying."""
 
     async def Describe(self, request: Any, context: Any) -> drafter_pb2.DrafterWorkerDescription:  # noqa: N802
-        return drafter_pb2.DrafterWorkerDescription(name="null", drafters=[{"name": "null", "kind": "null"}])
+        return drafter_pb2.DrafterWorkerDescription(name=NAME, drafters=[{"name": NAME, "kind": NAME}])
 
     async def TakeTokenizer(self, request: Any, context: Any) -> drafter_pb2.TokenizerTaken:  # noqa: N802
         return drafter_pb2.TokenizerTaken()
@@ -118,7 +119,7 @@ class NullDrafter(drafter_pb2_grpc.DrafterServicer):
                 _grow(order, chains.setdefault((order.ref.request, order.ref.epoch), _Chain()))
                 for order in command.orders.orders
             ]
-            await context.write(drafter_pb2.DrafterReport(growths=drafter_pb2.Growths(growths=growths)))
+            await context.write(drafter_pb2.DrafterReport(growths=drafter_pb2.Growths(drafter=NAME, growths=growths)))
 
 
 @dataclass
@@ -144,7 +145,6 @@ def _grow(order: drafter_pb2.DraftOrder, chain: _Chain) -> drafter_pb2.Growth:
         distances[0] = 0
     return drafter_pb2.Growth(
         ref=order.ref,
-        drafter=order.drafter,
         committed_len=root,
         first_node=first,
         tokens=tokens,
