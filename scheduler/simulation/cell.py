@@ -56,9 +56,15 @@ class Cell:
 
     # ── users ───────────────────────────────────────────────────────────────────────────────────────
 
-    def expect(self, question: Question, at_s: float, on_end: Callable[[Client], None] = lambda _: None) -> Client:
-        """Somebody will ask this."""
-        client = Client(self, question, on_end)
+    def expect(
+        self,
+        question: Question,
+        at_s: float,
+        on_end: Callable[[Client], None] = lambda _: None,
+        leader: Client | None = None,
+    ) -> Client:
+        """Somebody will ask this; one with a leader, the same as somebody else, with another seed."""
+        client = Client(self, question, on_end, leader)
         self.clients.append(client)
         self.agenda.at(at_s, client.ask)
         return client
@@ -72,6 +78,10 @@ class Cell:
 
     def client_of(self, request: int) -> Client | None:
         return self._streams.get(request)
+
+    def end_stream(self, request: int) -> None:
+        """Nobody reads what comes for it any more."""
+        self._streams.pop(request, None)
 
     def _deliver(self, command: Emit | Finish) -> None:
         if self.on_delivery is not None:

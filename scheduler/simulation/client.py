@@ -50,6 +50,7 @@ class Client:
     reception: Reception
     question: Question
     on_end: Callable[[Client], None]
+    leader: Client | None = None  # asked the same before: its prompt is to be found, not computed again
     tokens: list[int] = field(default_factory=list)
     is_over: bool = False
     has_vanished: bool = False
@@ -88,7 +89,7 @@ class Client:
         scheduler.post(Submitted(self._request(self.number, scheduler.now_s)))
 
     def lose_stream(self) -> None:
-        """The scheduler is gone. What came so far is kept, and the rest asked for."""
+        """The scheduler, or the way to it, is gone. What came so far is kept, and the rest asked for."""
         self.number = None
         if self.has_stopped or self._is_complete:
             self._end(None)
@@ -161,13 +162,13 @@ class Client:
         opening = OpenRequest(
             sampling=sampling,
             acceptance_rule=ACCEPTANCE_RULE_REJECTION if question.is_drawn_for else None,
-            num_prompt_tokens=len(question.prompt) + len(self.tokens),
+            num_prompt_tokens=len(question.prompt),
             end_token_ids=sorted(question.end_token_ids),
         )
         return NewRequest(
             number=number,
-            prompt=[*question.prompt, *self.tokens],
-            max_tokens=question.max_tokens - len(self.tokens),
+            prompt=question.prompt,
+            max_tokens=question.max_tokens,
             end_token_ids=question.end_token_ids,
             stop_token_ids=frozenset(),
             opening=opening,
@@ -175,4 +176,6 @@ class Client:
             drafters=frozenset(),
             max_nodes=question.max_nodes if question.speculates else 0,
             deadline_s=None if left_s is None else now_s + left_s,
+            resumed=list(self.tokens),
+            leader=self.leader.number if self.leader is not None else None,
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from random import Random
 
 from outrider.errors import OutriderError, Overloaded
-from scheduler.events import Event, PassDone
+from scheduler.events import Cancelled, Event, PassDone
 from scheduler.simulation.cell import Cell
 from scheduler.simulation.drafter import Drafter
 from scheduler.simulation.link import Host, Link
@@ -24,8 +24,6 @@ class Mischief:
         self._cell = cell
         self._rng = rng
         self._timeout_s = pass_timeout_s
-        self._num_squatted = 0
-        self._is_over = False
         self.skipped_s = 0.0
         kinds: list[Callable[[], None]] = [
             self._crash_target,
@@ -39,6 +37,7 @@ class Mischief:
             self._stall_scheduler,
             self._skip_clock,
             self._restart_scheduler,
+            self._break_stream,
             self._restart_what_is_down,
         ]
         self._kinds = rng.sample(kinds, rng.randint(0, 5))
@@ -62,7 +61,6 @@ class Mischief:
 
     def heal(self) -> None:
         """From now on everything runs, and runs well; what hangs or is cut comes back in its time."""
-        self._is_over = True
         self._tampers = self._strays = 0.0
         if self._cell.target is not None:
             self._cell.target.slowness, self._cell.target.num_squatted_blocks = 1.0, 0
@@ -104,6 +102,18 @@ class Mischief:
             self._cell.start_scheduler()
             self.arm()
 
+    def _break_stream(self) -> None:
+        """A client's connection breaks: it comes back, and what it had before is ended (scheduler/calls.py)."""
+        scheduler = self._cell.scheduler
+        streams = [client for client in self._cell.clients if client.number is not None]
+        if scheduler is not None and streams:
+            self._note("a client's connection breaks")
+            client = self._rng.choice(streams)
+            assert client.number is not None
+            self._cell.end_stream(client.number)
+            scheduler.post(Cancelled(client.number))
+            client.lose_stream()
+
     def _slow(self) -> None:
         factor = self._rng.choice([3.0, 30.0, 300.0])
         self._note(f"a worker is {factor:g} times slower")
@@ -128,7 +138,7 @@ class Mischief:
         """Somebody else takes KV blocks, and gives back what was taken before."""
         if self._cell.target is not None:
             num_blocks = self._cell.model.target.facts.num_kv_blocks
-            self._cell.target.num_squatted_blocks = self._rng.randint(0, num_blocks)
+            self._cell.target.num_squatted_blocks = self._rng.choice([self._rng.randint(0, num_blocks), num_blocks])
             self._note(f"{self._cell.target.num_squatted_blocks} of {num_blocks} KV blocks are taken")
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────

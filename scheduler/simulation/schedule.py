@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 
@@ -44,7 +44,10 @@ def run_schedule(seed: int, make_core: MakeCore = Core, trace: Trace | None = No
     mischief.arm()
     horizon_s = rng.choice([0.5, 2.0, 8.0])
     for _ in range(rng.randint(1, 6)):
-        cell.expect(draw_question(rng, model), rng.uniform(0, 0.7 * horizon_s), partial(_note_end, cell))
+        question, at_s = draw_question(rng, model), rng.uniform(0, 0.7 * horizon_s)
+        leader = cell.expect(question, at_s, partial(_note_end, cell))
+        if rng.random() < 0.1:
+            cell.expect(replace(question, seed=question.seed + 1), at_s, partial(_note_end, cell), leader)
     mischief.plan(horizon_s, rng.choice([0.05, 0.2, 1.0]))
     num_events = _run(cell, findings)
     judge(cell, findings)

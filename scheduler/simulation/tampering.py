@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
-from outrider.errors import InternalError, OutriderError
+from outrider.draft_law import DraftLaw
+from outrider.errors import InternalError, NoTokenLeft, OutriderError
 from outrider.types import TokenLogprobs
 from scheduler.events import Event, Grown, Growth, PassDone, RowOutcome
 
@@ -34,7 +35,7 @@ def tampered(event: Event, rng: Random, vocab_size: int, excuse: Excuse) -> Even
 def _spoil_growth(growth: Growth, rng: Random, vocab_size: int) -> Growth:
     num_nodes = len(growth.tokens)
     somewhere = rng.randrange(num_nodes) if num_nodes else 0
-    match rng.randrange(8):
+    match rng.randrange(9):
         case 0 if num_nodes:
             parent = rng.choice([0, -3, growth.first_node + somewhere, growth.first_node + num_nodes, _HUGE])
             return replace(growth, parents=_with(growth.parents, somewhere, parent))
@@ -50,6 +51,10 @@ def _spoil_growth(growth: Growth, rng: Random, vocab_size: int) -> Growth:
             return replace(growth, is_prefix_missing=True)
         case 6:
             return replace(growth, is_done=not growth.is_done)
+        case 7:
+            return replace(
+                growth, laws=[rng.choice([None, DraftLaw((0, vocab_size), (0.5, 0.5))]) for _ in growth.tokens]
+            )
         case _:
             return replace(growth, request=rng.choice([0, growth.request + 1, _HUGE]))
 
@@ -58,9 +63,13 @@ def _spoil_outcomes(outcomes: Sequence[RowOutcome], rng: Random, vocab_size: int
     index = rng.randrange(len(outcomes))
     spoiled = list(outcomes)
     outcome = outcomes[index]
-    kind = rng.randrange(9)
+    kind = rng.randrange(10)
     if kind <= 2:  # what the core has to see through: the row goes again, and nothing is lost
         spoiled[index] = _made_stale(outcome, rng, kind)
+        return spoiled
+    if kind == 9:
+        excuse(outcome.request, NoTokenLeft)
+        spoiled[index] = replace(outcome, status="no_token", tokens=(), detail="spoiled")
         return spoiled
     excuse(outcome.request, InternalError)
     match kind:
