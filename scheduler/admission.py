@@ -7,7 +7,7 @@ by name (UNIMPLEMENTED): ignoring it would give a wrong answer that looks right.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from outrider.errors import InvalidRequest, ModelNotFound, PermissionDenied, Unsupported, shown
@@ -40,7 +40,10 @@ def check_request(request: pb.GenerateRequest, limits: ModelLimits, drafters: Co
     if request.service_class not in (pb.SERVICE_CLASS_UNSPECIFIED, pb.SERVICE_CLASS_STANDARD):
         raise Unsupported(f"service_class is {request.service_class}: this server serves STANDARD (2) only")
     check_sampling(request.sampling, limits.vocab_size)
-    _check_speculation(request.speculation, limits, drafters)
+    # One that is resumed was admitted before; its drafters may not have found this life of the scheduler yet.
+    wanted = () if request.HasField("resume_from") else request.speculation.drafters
+    _check_drafters(wanted, drafters)
+    _check_speculation(request.speculation, limits)
     check_resume(request, limits.vocab_size)
 
 
@@ -126,13 +129,16 @@ def _check_chars(field: str, num_chars: int, max_chars: int) -> None:
         raise InvalidRequest(f"{field} has {num_chars} characters: no prompt over {max_chars} can fit the context")
 
 
-def _check_speculation(speculation: pb.SpeculationParams, limits: ModelLimits, drafters: Collection[str]) -> None:
-    if speculation.mode not in (pb.SPECULATION_MODE_UNSPECIFIED, pb.SPECULATION_MODE_AUTO, pb.SPECULATION_MODE_OFF):
-        raise InvalidRequest.of("speculation.mode", speculation.mode, "it must be AUTO (1) or OFF (2)")
-    for i, name in enumerate(speculation.drafters):
+def _check_drafters(wanted: Sequence[str], drafters: Collection[str]) -> None:
+    for i, name in enumerate(wanted):
         if name not in drafters:
             known = ", ".join(sorted(drafters)) or "none"
             raise InvalidRequest.of(f"speculation.drafters[{i}]", name, f"the drafters here are: {known}")
+
+
+def _check_speculation(speculation: pb.SpeculationParams, limits: ModelLimits) -> None:
+    if speculation.mode not in (pb.SPECULATION_MODE_UNSPECIFIED, pb.SPECULATION_MODE_AUTO, pb.SPECULATION_MODE_OFF):
+        raise InvalidRequest.of("speculation.mode", speculation.mode, "it must be AUTO (1) or OFF (2)")
     if speculation.HasField("max_nodes") and not 1 <= speculation.max_nodes <= limits.max_nodes:
         raise InvalidRequest.of(
             "speculation.max_nodes", speculation.max_nodes, f"it must be from 1 to {limits.max_nodes}"

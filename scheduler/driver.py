@@ -107,10 +107,12 @@ class Driver:
 
     def check_room(self, num_answers: int) -> None:
         """Raises Overloaded, with the expected wait for places in the queue, when there are not enough."""
-        num_queued = self.core.num_queued
-        if num_queued + num_answers > self._max_queued_requests:
-            wait_s = max(self._request_s * num_queued / self._config.max_running_requests, 0.1)
-            text = f"{self.core.num_running} requests run and {num_queued} wait, which is the limit"
+        num_running, num_queued = self.core.num_running, self.core.num_queued
+        num_free = self._max_queued_requests - num_queued + self._config.max_running_requests - num_running
+        if num_answers > num_free:
+            # As long as the queue takes to empty: by how long requests have run, and how many do at once.
+            wait_s = max(self._request_s * num_queued / max(num_running, 1), 0.1)
+            text = f"{num_running} requests run and {num_queued} wait, which is the limit"
             raise Overloaded(f"{text}: come back in {wait_s:.1f} s", retry_after_s=wait_s)
 
     def submit(self, request: NewRequest) -> Mailbox:

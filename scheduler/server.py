@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 HEALTH_PERIOD_S = 0.2
 _COLLECT_AFTER = 200_000  # objects
-_SPARE_CALLS = 64  # beyond what can run or wait: information, health, and requests about to be refused
+_CLOSE_S = 1.0  # for what was said last to arrive
+# Beyond what can run or wait: information, health, and requests about to be refused. gRPC itself refuses what is more,
+# and gives no hint.
+_SPARE_CALLS = 2048
 
 
 def spare_collector() -> None:
@@ -107,15 +110,16 @@ class SchedulerServer:
         await self._driver.wait_failed()
 
     async def stop(self, grace_s: float = 5.0) -> None:
-        """Drain: refuse new requests, let the admitted ones end within `grace_s`, then close. Idempotent."""
+        """Drain: refuse new requests, let the admitted ones end within `grace_s`, end the rest with UNAVAILABLE, and
+        close. Idempotent."""
         if self._server is None or self._driver is None or self._service is None:
             return
         server, self._server = self._server, None
-        self._service.is_draining = True
         if self._health_task is not None:
             self._health_task.cancel()
         await self._health.enter_graceful_shutdown()
-        await server.stop(grace_s)
+        await self._service.drain(grace_s)
+        await server.stop(_CLOSE_S)
         await self._driver.stop()
 
     async def _keep_health(self, driver: Driver) -> None:

@@ -44,6 +44,7 @@ from scheduler.text import TextStream
 SERVICE_NAME = "outrider.v1.Inference"
 REQUEST_ID_KEY = "outrider-request-id"
 MAX_INLINE_TOKENS = 64  # whose text is made on the event loop: some microseconds each, a thread's turn takes longer
+DRAINED_RETRY_S = 1.0  # until another server, or the next life of this one, may be there
 MAX_ERROR_CHARS = 4000  # gRPC sends a status in at most 8 KiB of headers, and drops the call where it is longer
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -70,6 +71,7 @@ class InferenceService:
         self._limits = limits
         self._version = version
         self.calls = Calls(driver.end)
+        self._num_coming = 0  # answers that have a place, and whose prompts are being tokenised
         self.is_draining = False
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -98,6 +100,18 @@ class InferenceService:
 
     async def _get_server_info(self, _: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
         return server_info(self._driver, self._limits, self._version, is_draining=self.is_draining)
+
+    async def drain(self, limit_s: float) -> None:
+        """Refuse new requests and let the others end; those that have not within `limit_s` end with UNAVAILABLE.
+
+        Their clients go on with them where they are served next, from the tokens that they hold.
+        """
+        self.is_draining = True
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.calls.wait_idle()
+        except TimeoutError:
+            self.calls.end_all(_draining(f"the server is draining, and the request ran on for {limit_s:g} s"))
 
     # ── Generate ────────────────────────────────────────────────────────────────────────────────────
 
@@ -137,16 +151,21 @@ class InferenceService:
     async def _admit(self, request: pb.GenerateRequest, time_left_s: float | None) -> list[_Answer]:
         """All that can be refused is refused here, before any worker hears of the request."""
         if self.is_draining:
-            raise ServerUnavailable("the server is draining: it takes no new requests")
+            raise _draining("the server is draining: it takes no new requests")
         deadline_s = None if time_left_s is None else self._driver.now_s + time_left_s
         if time_left_s is not None and time_left_s <= 0:
             raise DeadlineExceeded(f"the deadline passed {-time_left_s:.3f} s before the request came")
         model = self._driver.served_model()
         limits = self._model_limits(model)
         check_request(request, limits, self._driver.drafter_names)
-        self._driver.check_room(request.sampling.n or 1)
-        prompt = await asyncio.to_thread(encode_prompt, request, model.tokenizer, limits)
-        first = await asyncio.to_thread(self._first_answer, request, model, prompt, deadline_s, self._driver.now_s)
+        num_answers = request.sampling.n or 1
+        self._driver.check_room(self._num_coming + num_answers)
+        self._num_coming += num_answers
+        try:
+            prompt = await asyncio.to_thread(encode_prompt, request, model.tokenizer, limits)
+            first = await asyncio.to_thread(self._first_answer, request, model, prompt, deadline_s, self._driver.now_s)
+        finally:
+            self._num_coming -= num_answers
         return [first, *(self._another(request, model, first, index) for index in range(1, request.sampling.n))]
 
     def _first_answer(
@@ -238,6 +257,10 @@ class InferenceService:
             max_nodes=self._limits.max_nodes,
             allows_lossy=self._limits.allows_lossy,
         )
+
+
+def _draining(message: str) -> ServerUnavailable:
+    return ServerUnavailable(message, retry_after_s=DRAINED_RETRY_S)
 
 
 def _text_stream(sampling: pb.SamplingParams, model: ServedModel) -> TextStream:

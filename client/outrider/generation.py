@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 
-from outrider.errors import Cancelled, OutriderError, error_from_rpc
+from outrider.errors import Cancelled, OutriderError, ServerUnavailable, error_from_rpc
 from outrider.fold import Fold, Folds
 from outrider.resume import Patience, Resuming, all_continued, continued
 from outrider.types import Answer, Started, Token
@@ -62,6 +62,10 @@ class _AnswerInProgress:
             self._patience.note_progress(time.monotonic())
         return chunk
 
+    def _is_whole(self, error: OutriderError) -> bool:
+        """Whether the connection broke behind the answer: nothing but the stream's own end was lost."""
+        return self._fold.answer is not None and isinstance(error, ServerUnavailable)
+
     def _delay_s(self, error: OutriderError) -> float:
         """Until the next try to go on. Raises the error where there is to be none: also before anything has come,
         when gRPC has repeated the call itself."""
@@ -109,6 +113,8 @@ class Generation(_AnswerInProgress):
                     self._fold.end()
                     return
                 except OutriderError as error:
+                    if self._is_whole(error):
+                        return
                     self._go_on(self._delay_s(error))
         finally:
             self.cancel()
@@ -170,6 +176,8 @@ class AsyncGeneration(_AnswerInProgress):
                     self._fold.end()
                     return
                 except OutriderError as error:
+                    if self._is_whole(error):
+                        return
                     delay_s = self._delay_s(error)
                 await self._go_on(delay_s)
         finally:
@@ -188,7 +196,8 @@ class AsyncGeneration(_AnswerInProgress):
 
     async def _go_on(self, delay_s: float) -> None:
         try:
-            await asyncio.wait_for(self._is_cancelled.wait(), delay_s)
+            async with asyncio.timeout(delay_s):
+                await self._is_cancelled.wait()
         except TimeoutError:
             request, time_left_s = self._rest()
             with _open_client():

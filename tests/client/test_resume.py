@@ -178,6 +178,16 @@ async def test_a_stream_that_goes_on_with_another_seed_is_refused(ask: Ask, fake
         await ask("Why?")
 
 
+async def test_a_stream_that_breaks_behind_its_answer_has_brought_it(ask: Ask, fake: FakeInference) -> None:
+    def script(call: Call) -> Iterator[pb.GenerateResponse]:
+        yield from breaks([])(call)
+        call.context.abort(BREAK, "broken")
+
+    fake.script = script
+    assert (await ask("Why?")).text == TEXT
+    assert len(fake.calls) == 1
+
+
 async def test_the_deadline_is_for_all_tries_together(ask: Ask, fake: FakeInference) -> None:
     remaining: list[float] = []
 

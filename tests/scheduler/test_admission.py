@@ -95,6 +95,12 @@ def test_a_bad_field_is_named_with_its_value_and_limit(
         assert word in caught.value.message
 
 
+def test_a_request_that_is_resumed_may_name_drafters_that_have_not_come_back_yet() -> None:
+    request = request_of(speculation={"drafters": ["itself"]}, resume_from={})
+
+    check_request(request, LIMITS, {"ngram"})
+
+
 def test_a_lossy_rule_is_taken_where_the_server_allows_it() -> None:
     request = request_of(speculation={"acceptance_rule": "ACCEPTANCE_RULE_TYPICAL"})
 

@@ -59,6 +59,7 @@ class LocalCell:
         self.drafters: dict[str, DrafterServer] = {}  # by address
 
     async def start(self, scheduler: SchedulerConfig, target: TargetConfig, drafters: Sequence[DrafterConfig]) -> None:
+        self._config = scheduler
         self._scheduler = SchedulerServer(scheduler)
         self.endpoint = await self._scheduler.start()
         self._target = TargetServer(target)
@@ -67,6 +68,32 @@ class LocalCell:
             server = DrafterServer(config)
             self.drafters[await server.start()] = server
         await self._scheduler.set_workers([self.target_address], list(self.drafters))
+
+    def restart_scheduler(self, grace_s: float = 0.0) -> None:
+        """Another one takes its place, on its address, once it has drained."""
+        self._run(self._restart_scheduler(grace_s))
+
+    async def _restart_scheduler(self, grace_s: float) -> None:
+        await self._scheduler.stop(grace_s)
+        self._scheduler = SchedulerServer(replace(self._config, listen=self.endpoint))
+        await self._scheduler.start()
+        await self._scheduler.set_workers([self.target_address], list(self.drafters))
+
+    def held(self) -> dict[str, int]:
+        """What the scheduler holds for requests, by kind, and how many tasks run on the cell's event loop."""
+        counts: dict[str, int] = self._run(self._held())
+        return counts
+
+    async def _held(self) -> dict[str, int]:
+        driver, service = self._scheduler._driver, self._scheduler._service
+        assert driver is not None
+        assert service is not None
+        return {
+            "requests": len(driver.core._requests),
+            "mailboxes": len(driver._mailboxes),
+            "calls": len(service.calls),
+            "tasks": len(asyncio.all_tasks()),
+        }
 
     async def stop(self) -> None:
         await self._scheduler.stop(grace_s=0)
