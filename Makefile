@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROTOS := protos/outrider/v1
 
-.PHONY: help setup demo test helm-test faults check format lint types layers protos protos-check clean
+.PHONY: help setup demo test helm-test faults kills check format lint types layers protos protos-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,11 @@ faults: $(INSTALLED)  ## the scheduler's core in 100,000 schedules of faults, or
 
 helm-test: $(INSTALLED)  ## the chart: rendered by the real helm, and held to Kubernetes' and KubeRay's rules
 	$(BIN)/python -m pytest -m helm tests/helm
+
+KILL_SECONDS := 180
+
+kills: $(INSTALLED)  ## every process of a cell killed in turn, for three minutes (KILL_SECONDS), under 32 streams
+	$(BIN)/python -m pytest tests/cluster/test_kills.py -s --kill-seconds $(KILL_SECONDS)
 
 check: $(INSTALLED) lint types layers protos-check  ## everything short of the tests
 

@@ -18,6 +18,10 @@ os.environ["OMP_WAIT_POLICY"] = "passive"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kill-seconds", type=float, default=25.0, help="how long tests/cluster/test_kills.py goes on")
+
+
 def pytest_configure() -> None:
     import torch  # it reads the policy above, so not before
 

@@ -38,7 +38,8 @@ def cell_config(tiny_model: Path) -> MakeConfig:
             "compiled": False,
             "profile_s": 0,
         }
-        flags = {"target": target | sections.pop("target", {}), "scheduler": {"listen": "127.0.0.1:0"}, **sections}
+        scheduler = {"listen": "127.0.0.1:0"} | sections.pop("scheduler", {})
+        flags = {"target": target | sections.pop("target", {}), "scheduler": scheduler, **sections}
         return load_config(None, flags)
 
     return make
