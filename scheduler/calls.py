@@ -63,7 +63,7 @@ class Calls:
         try:
             yield call
         finally:
-            if self._running[call.request_id] is call:
+            if self._running.get(call.request_id) is call:  # not one that has taken over
                 del self._running[call.request_id]
             if not self._running:
                 self._is_idle.set()

@@ -137,7 +137,7 @@ async def _read_with_impatience(client: AsyncClient, command: Command) -> None:
 
 async def test_a_second_sigterm_does_not_wait_for_running_answers(tiny_model: Path) -> None:
     async with outriderd(*up(tiny_model), cache=DEFAULT_CACHE_DIR.expanduser()) as command:
-        async with AsyncClient(await command.endpoint()) as client:
+        async with AsyncClient(await command.endpoint(), resuming=None) as client:
             with pytest.raises(OutriderError):
                 await _read_with_impatience(client, command)
         assert await command.exit_code() == 0
