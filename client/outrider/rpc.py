@@ -13,6 +13,8 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # of a client's request, or a drafter's re
 KEEPALIVE_TIME_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_PING_INTERVAL_MS = 10_000
+MAX_PENDING_CALLS = 8192  # that a server has not looked at yet
+MAX_PENDING_S = 300
 
 Options = list[tuple[str, int | str]]
 
@@ -72,6 +74,11 @@ def server_options(max_receive_bytes: int = MAX_MESSAGE_BYTES) -> Options:
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        # gRPC's own ways with a burst of calls: to refuse some beyond 1,000 without a hint, and to cancel those that
+        # wait for half a minute. The server is to say itself what it has no room for.
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING_CALLS),
+        ("grpc.server_max_unrequested_time_in_server", MAX_PENDING_S),
         ("grpc.so_reuseport", 0),
     ]
 
