@@ -23,29 +23,32 @@ DRAFTERS = st.one_of(
     st.fixed_dictionaries({"kind": st.sampled_from(["ngram", "suffix"])}),
     st.fixed_dictionaries({"kind": st.just("model"), "source": st.just("org/small"), "device": DEVICES}),
 )
-VALUES = st.fixed_dictionaries(
-    {
-        "cell": st.fixed_dictionaries(
-            {"target": st.fixed_dictionaries({"device": DEVICES, "tensor_parallel": st.integers(1, 8)})},
-            optional={"drafters": st.lists(DRAFTERS, max_size=4)},
-        ),
-        "target": st.fixed_dictionaries({"cpu": st.integers(1, 64)}),
-        "draft": st.fixed_dictionaries(
-            {
-                "slots": st.integers(1, 4),
-                "gpus": st.integers(0, 2),
-                "minReplicas": st.integers(0, 3),
-                "maxReplicas": st.integers(0, 4),
-            }
-        ),
-        "autoscaling": st.fixed_dictionaries({"enabled": st.booleans()}),
-        "redis": st.sampled_from([{"enabled": False}, {"enabled": True, "passwordSecret": "r"}]),
-        "networkPolicy": st.fixed_dictionaries({"enabled": st.booleans(), "httpsOut": st.booleans()}),
+
+
+@st.composite
+def all_values(draw: st.DrawFn) -> dict[str, Any]:
+    """About half of them are refused."""
+    drafters = draw(st.lists(DRAFTERS, max_size=4))
+    num_gpu_drafters = sum(drafter.get("device") == "cuda" for drafter in drafters)
+    min_replicas, slots = draw(st.integers(0, 2)), draw(st.integers(1, 4))
+    return {
+        "cell": {
+            "target": {"device": draw(DEVICES), "tensor_parallel": draw(st.integers(1, 8))},
+            "drafters": drafters,
+        },
+        "target": {"cpu": draw(st.integers(1, 64))},
+        "draft": {
+            "slots": slots,
+            "gpus": draw(st.integers(0, 2)) if num_gpu_drafters else draw(st.sampled_from([0, 0, 0, 1])),
+            "minReplicas": min_replicas,
+            "maxReplicas": min_replicas + draw(st.sampled_from([-1, 0, 1, 2])) if min_replicas else 4,
+        },
+        "autoscaling": {"enabled": draw(st.booleans())},
+        "redis": draw(st.sampled_from([{"enabled": False}, {"enabled": True, "passwordSecret": "r"}])),
+        "networkPolicy": {"enabled": draw(st.booleans()), "httpsOut": draw(st.booleans())},
     }
-)
 
 
-# Without a cell that is too small for its pods nothing would be refused; without one that fits, nothing would be shown.
 @settings(
     max_examples=30,
     deadline=None,
@@ -53,7 +56,7 @@ VALUES = st.fixed_dictionaries(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(values=VALUES)
+@given(values=all_values())
 def test_values_are_refused_in_our_own_words_or_the_cell_fits_on_its_pods(
     helm: Helm, tmp_path: Path, values: dict[str, Any]
 ) -> None:
