@@ -16,7 +16,7 @@ from cluster.errors import ClusterError, WorkerFailed
 from cluster.health import wait_until_serving
 from cluster.parts import DrafterPart, SchedulerPart, Surroundings, TargetGroup
 from cluster.placement import cores_of, local_resources, machines_with_room
-from cluster.ray_runtime import RayRuntime, RayThread, start_ray, stop_ray
+from cluster.ray_runtime import RayRuntime, RayThread, start_ray, stop_ray, watch_node
 from cluster.supervise import Part, keep_alive
 from cluster.threads import available_cores, plan_threads
 
@@ -64,7 +64,7 @@ class Cell:
             raise
 
     async def wait(self) -> None:
-        """Returns once the cell was stopped. Raises WorkerFailed when it lost a part that it can't do without."""
+        """Returns once the cell was stopped. Raises ClusterError when it lost a part, or the Ray, that it needs."""
         ended, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_EXCEPTION)
         for keeper in ended:
             if not keeper.cancelled():
@@ -99,7 +99,7 @@ class Cell:
         await _together([self._bring_up(part, report) for part in needed])
         await self._tell_scheduler()
         await wait_until_serving("the scheduler", self.endpoint, self.config.ray.start_timeout_s)
-        self._keepers = [asyncio.create_task(self._keep(part)) for part in self._parts]
+        self._keepers = [asyncio.create_task(step) for step in (watch_node(ray), *map(self._keep, self._parts))]
         report("The cell is healthy")
 
     @property

@@ -7,6 +7,7 @@ imported, and a command that needs no Ray must not wait a second for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -31,6 +32,7 @@ _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least; no token ever travels through R
 _CONNECT_TIMEOUT_S = 5.0
 _EXIT_TIMEOUT_S = 10.0
 _EXIT_POLL_S = 0.02
+_WATCH_POLL_S = 1.0
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -55,6 +57,7 @@ class RayRuntime:
     is_local: bool  # started here, for this cell alone
     log_dir: Path | None  # where the processes' output lies; None: on other machines
     roots: tuple[psutil.Process, ...] = ()  # the processes that Ray started here for us
+    node: psutil.Process | None = None  # Ray's own on this machine, whoever started it; None: the start failed
 
 
 class RayThread:
@@ -100,8 +103,31 @@ def start_ray(resources: Mapping[str, float], address: str | None) -> RayRuntime
         where = "here" if address is None else f"at {address}"
         raise ClusterError(f"Ray did not start {where}: {str(error).strip().splitlines()[-1]}") from error
     if address is not None:
-        return RayRuntime(False, None)
-    return RayRuntime(True, Path(context.address_info["session_dir"]) / "logs", _children_but(before))
+        return RayRuntime(False, None, node=_node_process())
+    log_dir = Path(context.address_info["session_dir"]) / "logs"
+    return RayRuntime(True, log_dir, _children_but(before), _node_process())
+
+
+def _node_process() -> psutil.Process:
+    """The raylet that this process is connected to."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    [socket_name] = [node["RayletSocketName"] for node in ray.nodes() if node["NodeID"] == here]  # type: ignore[no-untyped-call]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            if process.name() == "raylet" and f"--raylet_socket_name={socket_name}" in process.cmdline():
+                return process
+    raise ClusterError(f"Ray has no node on this machine (no raylet at {socket_name}): start one with ray start")
+
+
+async def watch_node(runtime: RayRuntime) -> None:
+    """Raises ClusterError once Ray's node on this machine has ended; Ray itself would go on, and place nothing more."""
+    assert runtime.node is not None
+    while True:
+        if not is_alive(runtime.node):
+            raise ClusterError("Ray's node on this machine has ended, and with it what the cell had here")
+        await asyncio.sleep(_WATCH_POLL_S)
 
 
 def _check_reachable(address: str) -> None:

@@ -9,7 +9,7 @@ import signal
 import psutil
 import pytest
 
-from cluster.errors import WorkerFailed
+from cluster.errors import ClusterError, WorkerFailed
 from cluster.launch import Cell
 from outrider import AsyncClient
 from outrider.types import SamplingParams
@@ -47,6 +47,17 @@ async def test_a_target_that_is_given_up_ends_the_cell_with_the_reason(cell_conf
         os.kill(cell.target.process_ids[0], signal.SIGKILL)
         with pytest.raises(WorkerFailed, match=r"the target is given up.*rank 0 of the target failed"):
             await asyncio.wait_for(cell.wait(), TIMEOUT_S)
+
+
+async def test_without_ray_on_its_own_machine_the_cell_ends_and_nothing_is_left(cell_config: MakeConfig) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    async with running(cell_config()) as cell:
+        [raylet] = [child for child in psutil.Process().children() if child.name() == "raylet"]
+        raylet.kill()
+        with pytest.raises(ClusterError, match="Ray's node on this machine has ended"):
+            await asyncio.wait_for(cell.wait(), TIMEOUT_S)
+        await asyncio.wait_for(cell.stop(at_once=True), TIMEOUT_S)
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 async def test_a_stopped_cell_leaves_no_process_and_may_be_stopped_again(cell_config: MakeConfig) -> None:

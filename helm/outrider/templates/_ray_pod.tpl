@@ -106,7 +106,7 @@ spec:
       livenessProbe:
         {{- include "outrider.rayHealth" . | nindent 8 }}
         initialDelaySeconds: 60
-        failureThreshold: {{ ternary 12 24 (eq .group "scheduler") }}  # outriderd does not end by itself when its Ray is gone
+        failureThreshold: 24
   volumes:
     - {name: tmp, emptyDir: {}}
     - {name: cache, emptyDir: {sizeLimit: {{ $pool.cache | default "1Gi" }}}}
