@@ -50,7 +50,7 @@ from scheduler.events import (
 from scheduler.policy.patience import Patience
 from scheduler.policy.policy import PassInFlight, PassReport, Policy, context_of, num_tokens_of
 from scheduler.policy.price import Price
-from scheduler.request import Request, TargetView
+from scheduler.request import DrafterHealth, Request, TargetView
 
 MAX_UNANSWERED_PASSES = 3  # of one request, in a row
 MAX_PASSES_IN_FLIGHT = 2  # the one that runs, and the next
@@ -121,8 +121,11 @@ class Core:
     def has_target(self) -> bool:
         return self._target is not None
 
-    def is_late(self, worker: str, drafter: str) -> bool:
-        return self._drafting.is_late(worker, drafter)
+    def health(self, worker: str, drafter: str) -> DrafterHealth:
+        return self._drafting.health(worker, drafter)
+
+    def is_starved(self, worker: str, drafter: str) -> bool:
+        return self._drafting.is_starved(self._drafting.health(worker, drafter))
 
     def next_wakeup_s(self) -> float | None:
         """When the core wants a Tick if nothing happens before; None: never."""
@@ -362,6 +365,7 @@ class Core:
             return
         if request.new.opening.acceptance_rule != ACCEPTANCE_RULE_TYPICAL:
             self._drafting.survival.learn(request.tree, outcome.tokens, request.new.guesses)
+            self._drafting.note_verdict(request, outcome.tokens[0])
         commit = request.commit(outcome.tokens)
         logprobs: Sequence[TokenLogprobs | None] = outcome.logprobs[: len(commit.tokens)]
         if not wants_logprobs:

@@ -23,6 +23,8 @@ from scheduler.survival import Survival
 
 RUN_AHEAD = 3  # times a pass's nodes: what a drafter may have waiting, those in flight among them
 MAX_TREE_NODES = 1024
+MIN_VERDICTS = 64  # before a drafter is judged
+TRIED_EVERY = 32  # orders: one that is starved gets so few
 
 
 class Drafting:
@@ -47,8 +49,8 @@ class Drafting:
         self._generation = 1  # another one whenever the workers are others
         self._unanswered: OrderedDict[DrafterView, None] = OrderedDict()  # those that are silent, by the order's time
 
-    def is_late(self, worker: str, drafter: str) -> bool:
-        return (worker, drafter) in self._health and self._health[worker, drafter].is_late
+    def health(self, worker: str, drafter: str) -> DrafterHealth:
+        return self._health.get((worker, drafter)) or DrafterHealth()
 
     def order(self, request: Request, now_s: float) -> list[SendOrder]:
         """Tell this request's drafters its newest state, and ask for nodes below it."""
@@ -56,8 +58,27 @@ class Drafting:
         return [
             self._order(request, view, now_s)
             for view in request.drafters.values()
-            if not view.is_silent or not view.health.is_late
+            if not (view.is_silent and view.health.is_late) and self._has_turn(view.health)
         ]
+
+    def note_verdict(self, request: Request, chosen: int) -> None:
+        """The target chose this token behind the root."""
+        for node in request.tree.children(None).values():
+            for name, vote in node.votes.items():
+                if vote.rank == 0 and name in request.drafters:
+                    request.drafters[name].health.learn(is_accepted=node.token == chosen)
+
+    def is_starved(self, health: DrafterHealth) -> bool:
+        """Its best guesses come true less often than would be worth a pass's time: so it is asked now and then, and
+        comes back by itself where they come true again."""
+        return health.num_verdicts >= MIN_VERDICTS and health.acceptance < self._policy.min_survival
+
+    def _has_turn(self, health: DrafterHealth) -> bool:
+        if self.is_starved(health) and health.num_skipped < TRIED_EVERY - 1:
+            health.num_skipped += 1
+            return False
+        health.num_skipped = 0
+        return True
 
     def add_worker(
         self, worker: str, drafters: Sequence[str], drawing: frozenset[str], now_s: float
@@ -154,7 +175,7 @@ class Drafting:
             tokens_start=view.told_len,
             tokens=request.tokens[view.told_len :],
             max_nodes=request.new.max_nodes * (1 if request.new.is_drawn_for else self._run_ahead),
-            min_survival=self._policy.min_survival,
+            min_survival=0.0 if self.is_starved(view.health) else self._policy.min_survival,
         )
         view.num_reports, view.began_empty = 0, not len(request.tree)
         view.told_len = view.ordered_len = request.committed_len

@@ -257,5 +257,8 @@ class Driver:
         return self.served_model()
 
     def worker_state(self, link: DrafterLink, drafter: str) -> pb.WorkerState:
-        is_late = link.state == pb.WORKER_STATE_READY and self.core.is_late(link.address, drafter)
-        return pb.WORKER_STATE_LATE if is_late else link.state
+        if link.state != pb.WORKER_STATE_READY:
+            return link.state
+        if self.core.health(link.address, drafter).is_late:
+            return pb.WORKER_STATE_LATE
+        return pb.WORKER_STATE_STARVED if self.core.is_starved(link.address, drafter) else link.state

@@ -63,7 +63,7 @@ def _state(driver: Driver, workers: list[pb.WorkerInfo]) -> pb.ServerState:
         return pb.SERVER_STATE_STARTING
     if not driver.core.has_target:
         return pb.SERVER_STATE_NOT_READY
-    usable = (pb.WORKER_STATE_READY, pb.WORKER_STATE_LATE)
+    usable = (pb.WORKER_STATE_READY, pb.WORKER_STATE_LATE, pb.WORKER_STATE_STARVED)
     return pb.SERVER_STATE_READY if all(w.state in usable for w in workers) else pb.SERVER_STATE_DEGRADED
 
 
@@ -91,6 +91,8 @@ def _drafter_infos(driver: Driver, link: DrafterLink) -> list[pb.WorkerInfo]:
             state=driver.worker_state(link, drafter.name),
             detail=link.detail,
             num_ranks=1,
+            num_verdicts=driver.core.health(link.address, drafter.name).num_verdicts,
+            acceptance=driver.core.health(link.address, drafter.name).acceptance,
         )
         for drafter in link.description.drafters
     ]

@@ -13,6 +13,8 @@ from outrider.types import FinishReason, TokenSource
 from scheduler.events import DrafterCount, NewRequest, RequestStats
 from scheduler.places import Places
 
+_MEMORY = 1 / 64  # of a verdict among those before it
+
 
 @dataclass(slots=True)
 class TargetView:
@@ -27,6 +29,13 @@ class DrafterHealth:
     """How a drafter on a worker does, for all of its requests."""
 
     is_late: bool = False  # it did not answer an order in time
+    acceptance: float = 1.0  # how often its best guess behind the root was the choice; recent ones count most
+    num_verdicts: int = 0
+    num_skipped: int = 0  # orders that it was not sent since the last one, its guesses being worth no pass time
+
+    def learn(self, *, is_accepted: bool) -> None:
+        self.num_verdicts += 1
+        self.acceptance += max(_MEMORY, 1 / self.num_verdicts) * (is_accepted - self.acceptance)
 
 
 @dataclass(slots=True, eq=False)

@@ -250,6 +250,8 @@ def _worker_from_proto(worker: pb.WorkerInfo) -> WorkerInfo:
         state=_state_name(pb.WorkerState, "WORKER_STATE_", worker.state),
         detail=worker.detail,
         num_ranks=worker.num_ranks,
+        num_verdicts=worker.num_verdicts,
+        acceptance=worker.acceptance,
     )
 
 

@@ -169,9 +169,11 @@ def _bubble(server: ServerInfo) -> str:
 
 
 def _workers(workers: tuple[WorkerInfo, ...]) -> Table:
-    table = Table("name", "kind", "model", "state", "ranks", "detail", title="Workers", title_justify="left")
+    columns = ("name", "kind", "model", "state", "ranks", "right guesses", "detail")
+    table = Table(*columns, title="Workers", title_justify="left")
     for worker in workers:
-        table.add_row(worker.name, worker.kind, worker.model, worker.state, str(worker.num_ranks), worker.detail)
+        right = f"{worker.acceptance:.0%}" if worker.num_verdicts else ""
+        table.add_row(worker.name, worker.kind, worker.model, worker.state, str(worker.num_ranks), right, worker.detail)
     return table
 
 

@@ -177,6 +177,8 @@ class WorkerInfo:
     state: str
     detail: str
     num_ranks: int
+    num_verdicts: int = 0  # of a drafter: on its best guess for the next token
+    acceptance: float = 0.0  # how often that was the target's choice, of late
 
 
 @dataclass(frozen=True, slots=True)

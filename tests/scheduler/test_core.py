@@ -172,7 +172,7 @@ def test_a_row_waits_for_its_draft_and_goes_alone_when_it_is_late(core: Core) ->
     assert core.next_wakeup_s() == 2.0
     row = pass_of(core.handle(Tick(), 2.0)).rows[0]
     assert row.node_tokens == []
-    assert core.is_late("d", "guess")
+    assert core.health("d", "guess").is_late
 
 
 def test_nobody_waits_for_a_late_drafter_until_it_answers_in_time(core: Core) -> None:
@@ -188,7 +188,7 @@ def test_nobody_waits_for_a_late_drafter_until_it_answers_in_time(core: Core) ->
     assert order.committed_len == 3, "it is told the newest state only"
     fresh = Grown([Growth("d", "guess", 1, order.epoch, order.committed_len, 1, [4], [0], [0.0], True, False)])
     core.handle(fresh, 2.3)
-    assert not core.is_late("d", "guess")
+    assert not core.health("d", "guess").is_late
 
 
 def test_stale_nodes_are_refused_and_the_pass_still_commits_one_token(core: Core) -> None:

@@ -56,6 +56,7 @@ class WorkerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WORKER_STATE_READY: _ClassVar[WorkerState]
     WORKER_STATE_LATE: _ClassVar[WorkerState]
     WORKER_STATE_REFUSED: _ClassVar[WorkerState]
+    WORKER_STATE_STARVED: _ClassVar[WorkerState]
 SERVICE_CLASS_UNSPECIFIED: ServiceClass
 SERVICE_CLASS_INTERACTIVE: ServiceClass
 SERVICE_CLASS_STANDARD: ServiceClass
@@ -85,6 +86,7 @@ WORKER_STATE_CONNECTING: WorkerState
 WORKER_STATE_READY: WorkerState
 WORKER_STATE_LATE: WorkerState
 WORKER_STATE_REFUSED: WorkerState
+WORKER_STATE_STARVED: WorkerState
 
 class GenerateRequest(_message.Message):
     __slots__ = ("request_id", "model", "text", "chat", "token_ids", "sampling", "speculation", "resume_from", "service_class")
@@ -389,17 +391,21 @@ class Load(_message.Message):
     def __init__(self, num_running_requests: _Optional[int] = ..., num_queued_requests: _Optional[int] = ..., num_free_kv_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., num_passes: _Optional[int] = ..., busy_s: _Optional[float] = ..., bubble_s: _Optional[float] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("name", "kind", "model", "state", "detail", "num_ranks")
+    __slots__ = ("name", "kind", "model", "state", "detail", "num_ranks", "num_verdicts", "acceptance")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     NUM_RANKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     model: str
     state: WorkerState
     detail: str
     num_ranks: int
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., detail: _Optional[str] = ..., num_ranks: _Optional[int] = ...) -> None: ...
+    num_verdicts: int
+    acceptance: float
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., detail: _Optional[str] = ..., num_ranks: _Optional[int] = ..., num_verdicts: _Optional[int] = ..., acceptance: _Optional[float] = ...) -> None: ...
