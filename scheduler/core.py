@@ -274,7 +274,7 @@ class Core:
                 again_s = paused if plan.again_s is None else [*paused, plan.again_s]
                 self._ask_again_s, self._is_asleep = min(again_s, default=None), not plan.waits_for_drafts
                 return
-            self._send(plan.rows, now_s)
+            self._send([row.planned() for row in plan.rows], now_s)
 
     def _send(self, rows: Sequence[PlannedRow], now_s: float) -> None:
         pass_id = next(self._pass_ids)

@@ -34,7 +34,7 @@ class Patience:
         for row in rows:
             _take_nodes(row, room)
             room -= row.num_nodes
-        return Plan([row.planned() for row in rows])
+        return Plan(rows)
 
     def expected_s(self, rows: Sequence[PlannedRow], in_flight: Sequence[PassInFlight], now_s: float) -> float:
         return now_s

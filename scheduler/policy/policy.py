@@ -26,15 +26,6 @@ class PassInFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The next pass, or when to ask again if nothing happens before: None, never."""
-
-    rows: Sequence[PlannedRow] = ()
-    again_s: float | None = None
-    waits_for_drafts: bool = False  # to be asked again as soon as nodes come, too
-
-
-@dataclass(frozen=True, slots=True)
 class PassReport:
     """What the target says of a pass that it has finished. 0: it did not say."""
 
@@ -74,6 +65,15 @@ class Base:
             node_parents=node_parents,
             laws=[node.law for node in nodes] if request.new.is_drawn_for else (),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The next pass, or when to ask again if nothing happens before: None, never."""
+
+    rows: Sequence[Base] = ()
+    again_s: float | None = None
+    waits_for_drafts: bool = False  # to be asked again as soon as nodes come, too
 
 
 class Policy(Protocol):

@@ -82,7 +82,7 @@ class Price:
                 return Plan(again_s=again_s, waits_for_drafts=True)
             self._nodes_per_row += _SMOOTHING * (num_nodes / num_choosing - self._nodes_per_row)
             self._note_draft_wait(rows, chosen)
-        return Plan([row.planned() for row in rows])
+        return Plan(rows)
 
     def _survivals(self, row: Base) -> NDArray[np.float64]:
         if row.is_chunk:

@@ -41,7 +41,7 @@ class Fixed:
                 row.nodes = row.request.candidates()[0]
                 row.num_nodes = max(0, min(room, len(row.nodes), self._num_nodes))
                 room -= row.num_nodes
-        return Plan([row.planned() for row in rows])
+        return Plan(rows)
 
     def _group_size(self, free: Sequence[Request], in_flight: Sequence[PassInFlight]) -> int:
         """An equal part of all rows: groups stay of one size while requests come and go."""
