@@ -32,6 +32,11 @@ class CuttingRelay:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def cut(self) -> None:
+        """Reset all connections now. From any thread."""
+        for task in list(self._tasks):
+            task.get_loop().call_soon_threadsafe(task.cancel)
+
     def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._connect(reader, writer))
         self._tasks.add(task)
