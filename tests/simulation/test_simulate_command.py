@@ -16,7 +16,7 @@ from tests.simulation.small_scenario import small_scenario
 
 def test_every_bundled_scenario_can_be_read() -> None:
     assert {load_scenario(name).name for name in bundled()} == set(bundled())
-    assert len(bundled()) == 3
+    assert len(bundled()) == 4
 
 
 def test_a_key_that_is_none_is_named(tmp_path: Path) -> None:
