@@ -27,7 +27,7 @@ test: $(INSTALLED)  ## all tests
 
 FAULTS := 100000
 
-faults: $(INSTALLED)  ## the scheduler's core in 100,000 schedules of faults, or FAULTS=N; an hour on two cores
+faults: $(INSTALLED)  ## the scheduler's core in 100,000 schedules of faults, or FAULTS=N; half an hour on two cores
 	$(BIN)/outriderd simulate --faults $(FAULTS)
 
 helm-test: $(INSTALLED)  ## the chart: rendered by the real helm, and held to Kubernetes' and KubeRay's rules
