@@ -123,7 +123,7 @@ class Sketch:
 
     def promote(self, source: str, law: Law) -> None:
         """The best candidates become nodes, and leaves if anything can come after them."""
-        best = self._best()[: max(0, min(MAX_STEP_NODES, self.max_nodes - len(self.tree)))]
+        best = self._best()[: max(0, min(MAX_STEP_NODES, (self.max_nodes - len(self.tree) + 1) // 2))]
         for candidate in best:
             if candidate.survival < _WORTHWHILE * best[0].survival:
                 break

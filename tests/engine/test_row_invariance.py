@@ -59,8 +59,10 @@ def save(save_model: SaveModel, name: str, options: dict[str, Any]) -> Path:
     return save_model(AutoConfig.for_model(name.partition("-")[0], **(SIZES | options)))
 
 
-def engine_of(folder: Path, dtype: str, block_size: int = 4) -> Engine:
-    return Engine(Checkpoint(folder, "tiny"), dtype=dtype, block_size=block_size, kv_cache_bytes=1 << 23)
+def engine_of(folder: Path, dtype: str, block_size: int = 4, *, exact: bool = True) -> Engine:
+    """`exact`, since torch's own products, which a CPU with matrix units uses for many bfloat16 rows, are not."""
+    checkpoint = Checkpoint(folder, "tiny")
+    return Engine(checkpoint, dtype=dtype, block_size=block_size, kv_cache_bytes=1 << 23, exact=exact)
 
 
 class Alone:
@@ -134,9 +136,9 @@ def drawn(rng: random.Random, count: int) -> list[int]:
     return [rng.randrange(VOCAB) for _ in range(count)]
 
 
-def compare(folder: Path, dtype: str) -> Compared:
+def compare(folder: Path, dtype: str, *, exact: bool = True) -> Compared:
     rng = random.Random(0)
-    compared = Compared(engine_of(folder, dtype), Alone(engine_of(folder, dtype)))
+    compared = Compared(engine_of(folder, dtype, exact=exact), Alone(engine_of(folder, dtype, exact=exact)))
     prompt, others = drawn(rng, 23), [drawn(rng, length) for length in (3, 9, 14, 30, 1, 17)]
     for key in range(8):
         compared.open(key)
@@ -198,7 +200,7 @@ def test_a_tree_across_the_kernels_segments_has_the_bits_of_decoding(dtype: str,
 @pytest.mark.parametrize("name", NOT_INVARIANT)
 def test_of_what_torch_computes_itself_only_the_last_bits_depend_on_the_batch(name: str, save_model: SaveModel) -> None:
     options, reason = NOT_INVARIANT[name]
-    compared = compare(save(save_model, name, options), "float32")
+    compared = compare(save(save_model, name, options), "float32", exact=False)
     print(f"{name}: {len(compared.unequal)} of {compared.num_rows} rows have other bits. {reason}")  # noqa: T201 - with pytest -rP
     assert all(difference < 1e-5 for _, difference in compared.unequal)
 
@@ -209,5 +211,5 @@ def test_the_comparison_finds_the_forward_in_plain_torch_which_is_not_invariant(
 ) -> None:
     """The deliberately wrong twin: the same scenario, with matrix products whose sums depend on the batch."""
     monkeypatch.setattr("workers.engine.forward.load_kernels", lambda cache_dir: False)
-    compared = compare(save(save_model, "llama", INVARIANT["llama"]), dtype)
+    compared = compare(save(save_model, "llama", INVARIANT["llama"]), dtype, exact=False)
     assert len(compared.unequal) > compared.num_rows // 2

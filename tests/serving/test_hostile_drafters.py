@@ -73,5 +73,5 @@ def test_what_a_hostile_drafter_sends_changes_no_token_and_the_honest_one_still_
         assert hostile.num_orders > 0
         assert (hostile.num_streams > 1) == (behave is more_bytes_than_a_report_may_have)
         after = client.generate(PROMPT, sampling=SAMPLINGS[0], speculation=HONEST).result()
-    assert after.tokens_per_pass > 3
+    assert after.tokens_per_pass > 2
     assert cell.look(lambda core: (len(core._requests), core.has_target)) == (0, True)

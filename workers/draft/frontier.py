@@ -49,7 +49,9 @@ class Frontier:
 
     def promote(self, request: Request, source: str, ends: Collection[int], max_context: int) -> None:
         """The best candidates become nodes, and leaves if anything can come after them."""
-        best = self.best(request.min_survival)[: min(MAX_STEP_NODES, request.num_missing)]
+        # Half of what is missing at most: what is found behind the likeliest of them may be likelier than the others.
+        room = min(MAX_STEP_NODES, (request.num_missing + 1) // 2)
+        best = self.best(request.min_survival)[:room]
         for candidate in best:
             if candidate.survival < _WORTHWHILE * best[0].survival:
                 break
