@@ -35,6 +35,7 @@ import typer
 
 from benchmarks.measure import checkpoint_of, rounded
 from benchmarks.relay import Relay
+from cluster.actors import DRAFTER_NICENESS
 from outrider import AsyncClient, SamplingParams
 from outrider.types import Message, ServerInfo
 from scheduler.server import SchedulerConfig, SchedulerServer
@@ -86,6 +87,7 @@ def serve_target(model: str, dtype: str, pipe: multiprocessing.connection.Connec
 
 def serve_drafters(specs: Sequence[str], pipe: multiprocessing.connection.Connection) -> None:
     os.sched_setaffinity(0, {OTHER_CORE})
+    os.nice(DRAFTER_NICENESS)
     from workers.draft.server import DrafterConfig, DrafterServer
 
     config = DrafterConfig(drafters=tuple(specs), threads=1, kv_cache_bytes=500_000_000, compiled=True)

@@ -19,6 +19,8 @@ from cluster.config import CellConfig, DrafterSection, SchedulerSection
 from cluster.server_configs import drafter_config, scheduler_config, target_config
 from cluster.threads import thread_environment
 
+DRAFTER_NICENESS = 10
+
 
 class _Actor:
     def __init__(self, threads: int) -> None:
@@ -94,8 +96,12 @@ class FollowerActor(_Actor):
 
 
 class DrafterActor(_Actor):
+    """It gives way to others on its machine: where a target or the scheduler shares its cores, a draft is worth less
+    than a pass that is late for it."""
+
     def __init__(self, config: CellConfig, section: DrafterSection, threads: int) -> None:
         super().__init__(threads)
+        os.nice(DRAFTER_NICENESS)
         from workers.draft.server import DrafterServer
 
         self._server = DrafterServer(drafter_config(config, section, threads, _own_host()))
