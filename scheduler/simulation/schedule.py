@@ -87,16 +87,16 @@ def draw_cell(rng: Random) -> CellModel:
         max_pass_tokens=rng.choice([4, 12, 40]),
         pass_costs=rng.choice([(), (PassCost(1, 0, 0.02), PassCost(40, 0, rng.choice([0.021, 0.2])))]),
     )
-    slope_s = rng.choice([0.0, 0.001, 0.02])
+    slope_s = rng.choice([0.0, 0.0, 0.001, 0.02])
     names = [f"d{i}" for i in range(rng.randint(1, 2))]
     workers = {
         f"w{i}": [_draw_drafter(rng, name, law) for name in rng.sample(names, rng.randint(1, len(names)))]
-        for i in range(rng.randint(0, 3))
+        for i in range(rng.choice([0, 1, 2, 2, 3]))
     }
     core = CoreConfig(
         max_running_requests=rng.choice([1, 3, 8]),
         pass_timeout_s=PASS_TIMEOUT_S,
-        draft_wait_s=rng.choice([None, None, None, 0.05]),
+        draft_wait_s=rng.choice([None, None, 0.05, 0.5]),  # those that wait have drafts in most passes
         run_ahead=rng.choice([1, 3]),
     )
     return CellModel(
@@ -116,7 +116,7 @@ def draw_question(rng: Random, model: CellModel) -> Question:
     return Question(
         seed=rng.randrange(1 << 32),
         prompt=[rng.randrange(model.law.vocab_size) for _ in range(rng.choice([1, 3, 10, 30]))],
-        max_tokens=rng.randint(1, 16),
+        max_tokens=rng.randint(1, 24),
         end_token_ids=frozenset({model.law.end_token} if rng.random() < 0.8 else ()),
         max_nodes=rng.randint(1, 8),
         speculates=speculates,
@@ -129,8 +129,8 @@ def draw_question(rng: Random, model: CellModel) -> Question:
 
 
 def _draw_drafter(rng: Random, name: str, law: Law) -> DrafterModel:
-    first = rng.choice([0.0, 0.3, 0.8, 1.0])
-    step_s = rng.choice([0.001, 0.02, 0.3])
+    first = rng.choice([0.0, 0.8, 1.0, 1.0])
+    step_s = rng.choice([0.001, 0.001, 0.02, 0.3])
     others = [0.5 * (1 - first), 0.2 * (1 - first)][: min(rng.randint(0, 2), law.vocab_size - 2)]
     guess = GuessModel([first, *others], by_depth=rng.choice([1.0, 0.8]), salt=rng.randint(1, 9))
     draws = rng.random() < 0.5

@@ -83,10 +83,13 @@ class TakesAnyAnswer(Core):
 
 
 class IgnoresCommittedLen(Core):
+    """Takes an answer that says that it begins elsewhere for what comes next, less what would overlap."""
+
     def _take_outcome(self, request: Request, outcome: RowOutcome | None, now_s: float) -> None:
         if outcome is not None and outcome.committed_len != request.committed_len:
             skew = outcome.committed_len - request.committed_len
-            outcome = replace(outcome, committed_len=request.committed_len, tokens=outcome.tokens[max(skew, 0) :])
+            tokens = outcome.tokens[skew:] if skew > 0 else [*request.tokens[skew:], *outcome.tokens]
+            outcome = replace(outcome, committed_len=request.committed_len, tokens=tokens)
         super()._take_outcome(request, outcome, now_s)
 
 
