@@ -95,7 +95,7 @@ class Core:
         self._answered_s: float | None = None  # when the target's last answer came
         self._deadlines: list[tuple[float, int]] = []  # a heap, of requests; those that have finished may be in it
         self._ask_again_s: float | None = None  # when the policy wants to be asked again
-        self._is_asleep = False  # no nodes can bring the next pass forward
+        self._asleep_until_s = float("-inf")  # no nodes can bring the next pass forward before that
         self._pass_ids = count(1)
         self._epochs = count(1)
         self._commands: list[Command] = []
@@ -140,7 +140,7 @@ class Core:
         self._take(event, now_s)
         self._expire(now_s)
         self._drafting.note_late(now_s)
-        if isinstance(event, Grown) and self._is_asleep and now_s < (self._ask_again_s or now_s + 1):
+        if isinstance(event, Grown) and now_s < self._asleep_until_s:
             return self._commands  # the commonest event by far
         self._start_queued(now_s)
         self._start_passes(now_s)
@@ -247,7 +247,8 @@ class Core:
         self._commands.append(Finish(request.number, reason, end_token_id, error, request.stats))
 
     def _remove(self, request: Request) -> None:
-        """Forget a request, and have every worker forget it."""
+        """Forget a request, and have every worker forget it. Another may have its place."""
+        self._asleep_until_s = float("-inf")
         del self._requests[request.number]
         if request.number in self._running:
             del self._running[request.number]
@@ -264,7 +265,7 @@ class Core:
 
     def _start_passes(self, now_s: float) -> None:
         """Send what the policy wants sent now."""
-        self._ask_again_s, self._is_asleep = None, True
+        self._ask_again_s, self._asleep_until_s = None, float("inf")
         while self._target is not None and len(self._in_flight) < MAX_PASSES_IN_FLIGHT:
             waiting = [request for request in self._running.values() if request.pass_id is None]
             free = [request for request in waiting if request.not_before_s <= now_s]
@@ -272,7 +273,8 @@ class Core:
             if not plan.rows:
                 paused = [request.not_before_s for request in waiting if request.not_before_s > now_s]
                 again_s = paused if plan.again_s is None else [*paused, plan.again_s]
-                self._ask_again_s, self._is_asleep = min(again_s, default=None), not plan.waits_for_drafts
+                self._ask_again_s = min(again_s, default=None)
+                self._asleep_until_s = float("-inf") if plan.waits_for_drafts else min(again_s, default=float("inf"))
                 return
             self._send([row.planned() for row in plan.rows], now_s)
 
@@ -384,6 +386,7 @@ class Core:
     def _lose_target(self) -> None:
         self._target = None
         self._in_flight = []
+        self._asleep_until_s = float("-inf")
         self._answered_s = None
         self._had_work = False
         self.num_free_kv_blocks = 0

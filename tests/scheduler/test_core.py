@@ -427,3 +427,16 @@ def test_a_request_with_a_leader_starts_when_that_has_its_first_token_or_is_gone
     assert (core.num_running, core.num_queued) == (2, 1), "the third waits for nobody"
     core.handle(answer(sent, [2]) if how == "token" else Cancelled(1), 0.1)
     assert core.num_queued == 0
+
+
+def test_nodes_that_come_at_a_deadline_let_the_next_request_start() -> None:
+    """The clock may have passed the deadline before its Tick: whatever event comes first has to do all of it."""
+    core = Core(CoreConfig(max_running_requests=1))
+    core.handle(TargetUp(FACTS), 0.0)
+    core.handle(DrafterUp("w", ["a"]), 0.0)
+    core.handle(Submitted(new_request(1, random.Random(0), deadline_s=1.0)), 0.0)
+    core.handle(Submitted(new_request(2, random.Random(0))), 0.0)
+    assert (core.num_running, core.num_queued) == (1, 1)
+    commands = core.handle(Grown([]), 1.5)
+    assert any(isinstance(command, Finish) and command.request == 1 for command in commands)
+    assert (core.num_running, core.num_queued) == (1, 0)
