@@ -180,7 +180,7 @@ def test_a_long_prompt_is_taken_in_several_steps(
 ) -> None:
     monkeypatch.setattr(model, "MAX_STEP_TOKENS", 7)
     prompt = list(range(1, 40))
-    driver.open(1, params_of(SEEDED), prompt, 24)
+    driver.open(1, params_of(SEEDED), prompt, 12)
     driver.finish()
 
     assert is_drafted(driver, until_end(reference.decode(prompt, 3, SEEDED)))
