@@ -26,14 +26,11 @@ class Patience:
     ) -> Plan:
         if in_flight or not free:
             return Plan()
-        until_s = {request.number: self._wait_until_s(request) for request in free}
+        until_s = {each.number: draft_is_due_s(each, each.new.max_nodes, self._draft_wait_s) for each in free}
         rows = bases((request for request in free if until_s[request.number] <= now_s), facts.max_pass_tokens)
         if not rows:
             return Plan(again_s=min(until_s.values()), waits_for_drafts=True)
-        room = facts.max_pass_tokens - sum(row.num_tokens for row in rows)
-        for row in rows:
-            _take_nodes(row, room)
-            room -= row.num_nodes
+        take_nodes(rows, facts.max_pass_tokens)
         return Plan(rows)
 
     def expected_s(self, rows: Sequence[PlannedRow], in_flight: Sequence[PassInFlight], now_s: float) -> float:
@@ -48,22 +45,27 @@ class Patience:
     def note_growth(self, request: Request, view: DrafterView, now_s: float) -> None:
         pass
 
-    def _wait_until_s(self, request: Request) -> float:
-        """-inf where there is nothing to wait for: a prompt never waits, nobody waits for a drafter that is late, and a
-        row whose tree is large enough goes: what comes later is run-ahead."""
-        if request.num_completion_tokens == 0 or len(request.tree) >= request.new.max_nodes:
-            return float("-inf")
-        return max(
-            (
-                view.ordered_s + self._draft_wait_s
-                for view in request.drafters.values()
-                if view.ordered_len == request.committed_len and not view.health.is_late
-            ),
-            default=float("-inf"),
-        )
+
+def draft_is_due_s(request: Request, enough: int, wait_s: float) -> float:
+    """Until when a row waits for its draft. -inf where there is nothing to wait for: a prompt never waits, nobody waits
+    for a drafter that is late or done, and a row with `enough` nodes goes: what comes later is run-ahead."""
+    if request.num_completion_tokens == 0 or len(request.tree) >= enough:
+        return float("-inf")
+    return max(
+        (
+            view.ordered_s + wait_s
+            for view in request.drafters.values()
+            if view.ordered_len == request.committed_len and not view.health.is_late
+        ),
+        default=float("-inf"),
+    )
 
 
-def _take_nodes(row: Base, room: int) -> None:
-    if not row.is_chunk:
-        row.nodes = row.request.candidates()[0]
-        row.num_nodes = max(0, min(room, len(row.nodes)))
+def take_nodes(rows: Sequence[Base], max_pass_tokens: int, max_nodes: int | None = None) -> None:
+    """Each row's likeliest nodes, in order of the rows, while the pass has room; at most `max_nodes` of a row."""
+    room = max_pass_tokens - sum(row.num_tokens for row in rows)
+    for row in rows:
+        if not row.is_chunk:
+            row.nodes = row.request.candidates()[0][:max_nodes]
+            row.num_nodes = max(0, min(room, len(row.nodes)))
+            room -= row.num_nodes

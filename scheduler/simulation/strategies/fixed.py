@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.events import PlannedRow, TargetFacts
+from scheduler.policy.patience import draft_is_due_s, take_nodes
 from scheduler.policy.policy import PassInFlight, PassReport, Plan, bases
 from scheduler.request import DrafterView, Request
 
@@ -35,12 +36,7 @@ class Fixed:
         until_s = max(self._wait_until_s(row.request) for row in rows)
         if until_s > now_s:
             return Plan(again_s=until_s, waits_for_drafts=True)
-        room = facts.max_pass_tokens - sum(row.num_tokens for row in rows)
-        for row in rows:
-            if not row.is_chunk:
-                row.nodes = row.request.candidates()[0]
-                row.num_nodes = max(0, min(room, len(row.nodes), self._num_nodes))
-                room -= row.num_nodes
+        take_nodes(rows, facts.max_pass_tokens, self._num_nodes)
         return Plan(rows)
 
     def _group_size(self, free: Sequence[Request], in_flight: Sequence[PassInFlight]) -> int:
@@ -49,16 +45,10 @@ class Fixed:
         return -(-num_rows // self._num_groups)
 
     def _wait_until_s(self, request: Request) -> float:
-        """-inf where there is nothing to wait for: a prompt, a whole draft, drafters that have done all they will."""
-        enough = min(self._num_nodes, request.new.max_tokens - request.num_completion_tokens - 1)
-        if not self._waits or request.num_completion_tokens == 0 or len(request.tree) >= enough:
+        if not self._waits:
             return float("-inf")
-        waited = [
-            view.ordered_s + MAX_WAIT_S
-            for view in request.drafters.values()
-            if view.ordered_len == request.committed_len and not view.health.is_late
-        ]
-        return max(waited, default=float("-inf"))
+        enough = min(self._num_nodes, request.new.max_tokens - request.num_completion_tokens - 1)
+        return draft_is_due_s(request, enough, MAX_WAIT_S)
 
     def expected_s(self, rows: Sequence[PlannedRow], in_flight: Sequence[PassInFlight], now_s: float) -> float:
         return now_s
