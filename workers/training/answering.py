@@ -6,7 +6,9 @@ number and the position alone: a piece that is made anew is the same, save for t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,11 +20,21 @@ from workers.engine.batch import Row
 from workers.engine.runner import Engine
 from workers.training.shards import NUM_TOP, Answer
 
-NUM_AT_ONCE = 64
+MAX_AT_ONCE = 256  # a forward of so many costs less than twice one of 64
 MAX_TOKENS = 192
 _STREAM = 3  # of noise.py's
 
-Pick = Callable[[Sequence[Answer], Tensor], Sequence[int]]  # (answers, logits [num_answers, vocab]) -> next tokens
+
+@dataclass(frozen=True, slots=True)
+class Laws:
+    """The target's laws where the next token of each answer comes."""
+
+    logits: Tensor  # [num_answers, vocab] f32
+    top: Tensor  # [num_answers, NUM_TOP] f32; the largest logits
+    top_ids: Tensor  # [num_answers, NUM_TOP] i64; their tokens
+
+
+Pick = Callable[[Sequence[Answer], Laws], Sequence[int]]  # -> the next token of each answer
 
 
 def answer_prompts(
@@ -33,26 +45,29 @@ def answer_prompts(
     *,
     max_tokens: int = MAX_TOKENS,
 ) -> None:
-    """Raises OutOfBlocks where the engine's cache is too small for NUM_AT_ONCE of them."""
-    waiting = list(range(len(answers)))
-    running: list[int] = []
+    """As many at once as the engine's cache surely holds. Raises OutOfBlocks where it can't hold one."""
+    waiting = deque(range(len(answers)))
+    running: dict[int, int] = {}  # blocks that each can come to need
     while waiting or running:
-        while waiting and len(running) < NUM_AT_ONCE:
+        while waiting and len(running) < MAX_AT_ONCE:
+            longest = min(len(answers[waiting[0]].prompt) + max_tokens, engine.spec.max_context)
+            needed = -(-longest // engine.block_size)
+            if running and sum(running.values()) + needed > engine.num_blocks:
+                break
             engine.open(waiting[0])
-            running.append(waiting.pop(0))
+            running[waiting.popleft()] = needed
         rows = [Row(key, answers[key].tokens[-1:] or answers[key].prompt) for key in running]
         _extend([answers[key] for key in running], engine.forward_packed(rows), pick)
         report(len(running))
         for key in [key for key in running if _is_complete(answers[key], engine, max_tokens)]:
             engine.close(key)
-            running.remove(key)
+            del running[key]
 
 
-def pick_from_kept_laws(answers: Sequence[Answer], logits: Tensor) -> Sequence[int]:
+def pick_from_kept_laws(answers: Sequence[Answer], laws: Laws) -> Sequence[int]:
     """Of the NUM_TOP likeliest tokens, at the answer's temperature: of the law that is kept of it."""
-    best = logits.topk(NUM_TOP, dim=-1)
     tokens = []
-    for answer, values, ids in zip(answers, best.values, best.indices, strict=True):
+    for answer, values, ids in zip(answers, laws.top, laws.top_ids, strict=True):
         place = 0
         if answer.temperature > 0:
             cumulative = (values / answer.temperature).double().softmax(0).cumsum(0)
@@ -63,11 +78,11 @@ def pick_from_kept_laws(answers: Sequence[Answer], logits: Tensor) -> Sequence[i
     return tokens
 
 
-def pick_as_served(answers: Sequence[Answer], logits: Tensor) -> Sequence[int]:
+def pick_as_served(answers: Sequence[Answer], laws: Laws) -> Sequence[int]:
     """The target's choice with the number as seed: what coupled drafts guess."""
     positions = [len(answer.prompt) + len(answer.tokens) for answer in answers]
     params = [ChoiceParams(temperature=answer.temperature, seed=answer.number) for answer in answers]
-    tokens: list[int] = choose(logits, positions, params).tolist()
+    tokens: list[int] = choose(laws.logits, positions, params).tolist()
     return tokens
 
 
@@ -78,7 +93,7 @@ def _extend(
 ) -> None:
     best = logits.topk(NUM_TOP, dim=-1)
     logprobs = (best.values - logits.logsumexp(dim=-1, keepdim=True)).half()
-    tokens = pick(answers, logits)
+    tokens = pick(answers, Laws(logits, best.values, best.indices))
     for answer, token, ids, own in zip(answers, tokens, best.indices.int(), logprobs, strict=True):
         answer.tokens.append(token)
         answer.top_ids.append(ids)

@@ -35,7 +35,7 @@ from workers.training.shards import Answer, load_shard, save_shard, shard_path
 from workers.training.student import Student
 from workers.training.train import Step, TrainConfig, train
 
-ANSWERS_PER_SHARD = 128
+ANSWERS_PER_SHARD = 512  # a kill costs so many
 _LEARNED = (0.0, 0.0, 0.7, 1.0)  # temperatures of the answers in turn
 _EVALUATED = (0.0, 0.7, 1.0)
 _FIRST_LAYERS = (0, 1, 2, 3)  # they understand each other, and the head: no others that were tried start as well
