@@ -25,8 +25,8 @@ import json
 import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Annotated
@@ -99,6 +99,25 @@ async def _serve(server, pipe) -> None:  # type: ignore[no-untyped-def]  # a Tar
     await server.wait_failed()
 
 
+@contextmanager
+def workers(model: str, dtype: str, specs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """A target and a drafter worker, each in a process on its core: their addresses."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(2)]
+    started = [
+        context.Process(target=serve_target, args=(model, dtype, pipes[0][1]), daemon=True),
+        context.Process(target=serve_drafters, args=(specs, pipes[1][1]), daemon=True),
+    ]
+    for worker in started:
+        worker.start()
+    try:
+        target, drafters = [mine.recv() for mine, _ in pipes]
+        yield target, drafters
+    finally:
+        for worker in started:
+            worker.kill()
+
+
 async def compare(
     target: str,
     drafters: str,
@@ -112,7 +131,7 @@ async def compare(
     async with AsyncExitStack() as stack:
         relays = [Relay(target), Relay(drafters)]
         to_target, to_drafters = [await stack.enter_async_context(relay) for relay in relays]
-        clients = {mode: await _start(mode, to_target, to_drafters, max_nodes, stack) for mode in MODES}
+        clients = {mode: await start(mode, to_target, to_drafters, max_nodes, stack) for mode in MODES}
         prompts = [prompt.text for prompt in held_out_prompts()]
         for mode in MODES:  # what is learned of drafters and passes
             await serve(clients, mode, prompts[:4], WARM_UP_TOKENS, 2)
@@ -131,7 +150,7 @@ async def compare(
     return rows
 
 
-async def _start(mode: str, target: str, drafters: str, max_nodes: int, stack: AsyncExitStack) -> AsyncClient:
+async def start(mode: str, target: str, drafters: str, max_nodes: int, stack: AsyncExitStack) -> AsyncClient:
     config = SchedulerConfig(listen="127.0.0.1:0", max_nodes=max_nodes)
     if mode == "sequential":
         config = SchedulerConfig(listen="127.0.0.1:0", max_nodes=max_nodes, draft_wait_s=PATIENCE_S, run_ahead=1)
@@ -180,21 +199,8 @@ def main(
 ) -> None:
     os.sched_setaffinity(0, {OTHER_CORE})
     checkpoint = checkpoint_of(model)
-    context = multiprocessing.get_context("spawn")
-    with context.Manager():
-        pipes = [context.Pipe() for _ in range(2)]
-        workers = [
-            context.Process(target=serve_target, args=(str(checkpoint.folder), dtype, pipes[0][1]), daemon=True),
-            context.Process(target=serve_drafters, args=(drafter, pipes[1][1]), daemon=True),
-        ]
-        for worker in workers:
-            worker.start()
-        target, drafters = [mine.recv() for mine, _ in pipes]
-        try:
-            rows = asyncio.run(compare(target, drafters, rtt_ms, concurrency, tokens, rounds, max_nodes))
-        finally:
-            for worker in workers:
-                worker.kill()
+    with workers(str(checkpoint.folder), dtype, drafter) as (target, drafters):
+        rows = asyncio.run(compare(target, drafters, rtt_ms, concurrency, tokens, rounds, max_nodes))
     print(json.dumps(rounded({"target": checkpoint.model, "dtype": dtype, "drafters": drafter, "rows": rows})))
 
 

@@ -6,7 +6,7 @@ the answer says: so what is counted is exact for these answers, on any machine.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
@@ -53,6 +53,8 @@ class Tally:
     hit_depth: int = 0
     num_first: int = 0
     num_first_right: int = 0
+    right_ranks: Counter[int] = field(default_factory=Counter)  # among the root's children, where one of them was right
+    first_survivals: list[float] = field(default_factory=list)  # of the likeliest child of each root
     predicted: defaultdict[int, list[float]] = field(default_factory=lambda: defaultdict(list))  # by bin
     observed: defaultdict[int, list[bool]] = field(default_factory=lambda: defaultdict(list))
 
@@ -149,6 +151,9 @@ class Play:
         if row.opening is None:  # the prompt's own pass has no draft
             tally.num_first += 1
             tally.num_first_right += bool(paths) and list(paths[0]) == rest[:1]
+            children = sorted(tree.children(None).values(), key=lambda node: -node.survival)
+            tally.first_survivals += [node.survival for node in children[:1]]
+            tally.right_ranks.update(rank for rank, node in enumerate(children) if node.token == rest[0])
         if self._is_chain:
             right = [path for path in right if all(path[: n + 1] in _firsts(paths) for n in range(len(path)))]
             right = [path for path in right if len(path) <= CHAIN_LEN]

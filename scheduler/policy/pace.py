@@ -3,11 +3,14 @@
 Two passes under way hide the round trip, and the drafting, behind the other group's pass: the target never waits
 (MineDraft's alternating batches). But two half passes may take longer than a whole one, so it depends on the profile:
 
-    together      V(all) + gap              of one round of all rows
-    in turn       max(V(one) + V(other), V(the longer one) + gap)
+    together      V(all) + gap + f min(d, l V(all))
+    in turn       max(V(one) + V(other), V(the longer one) + gap) + f min(d - hidden, l (V(one) + V(other)))
 
 `gap` is what the target idles between a pass and the next one with the same rows: the round trip and the scheduler's
-own work, measured while one pass at a time ran, and what rows wait for their drafts.
+own work, measured while one pass at a time ran. In a share f of the rounds there are rows under whose root nothing has
+been drafted. Their drafts take d from the verdict on; a round that does not wait for them loses the share l of its
+tokens. What a turn hides of d is the other group's pass, less the gap: a drafter that is slower than that gains
+nothing by it, and the rows lose their drafts twice a round.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ _MARGIN = 0.15  # of a pass: the next one is sent so much before it must, since 
 class Pace:
     def __init__(self) -> None:
         self.turnaround_s = 0.0  # between a pass and the next at the target, when nothing is waited for
-        self.draft_wait_s = 0.0  # what a round of rows waits for drafts, or loses for not waiting
+        self._empty_share = 0.0  # of the rounds: some row had no draft
+        self._draft_s = 0.0  # how long that would have taken
+        self._lost_share = 0.0  # of the round's tokens, for not waiting
         self._is_in_turn = False
         self._is_measured = False
 
@@ -32,20 +37,33 @@ class Pace:
         self.turnaround_s += weight * (max(seconds, 0.0) - self.turnaround_s)
         self._is_measured = True
 
-    def note_draft_wait(self, seconds: float) -> None:
-        self.draft_wait_s += _SMOOTHING * (seconds - self.draft_wait_s)
+    def note_drafts(self) -> None:
+        """A round in which every row had its draft."""
+        self._empty_share -= _SMOOTHING * self._empty_share
+
+    def note_missing_drafts(self, after_s: float, lost_share: float) -> None:
+        """A round with rows whose drafts come `after_s` behind the verdict, and are that share of what it commits."""
+        weight = _SMOOTHING if self._draft_s else 1.0
+        self._draft_s += weight * (after_s - self._draft_s)
+        self._lost_share += weight * (lost_share - self._lost_share)
+        self._empty_share += _SMOOTHING * (1 - self._empty_share)
 
     def takes_turns(self, one: int, other: int, pass_s: Callable[[int], float]) -> bool:
         """Whether two passes of so many tokens are better than one of all of them; `pass_s` is V."""
-        gap = self.turnaround_s + self.draft_wait_s
-        together = pass_s(one + other) + gap
-        first, second = pass_s(one), pass_s(other)
-        in_turn = max(first + second, max(first, second) + gap)
+        whole, first, second = pass_s(one + other), pass_s(one), pass_s(other)
+        hidden_s = max(min(first, second) - self.turnaround_s, 0.0)
+        together = whole + self.turnaround_s + self._missing_s(whole, 0.0)
+        in_turn = max(first + second, max(first, second) + self.turnaround_s)
+        in_turn += self._missing_s(first + second, hidden_s)
         if self._is_in_turn:
             self._is_in_turn = together * MIN_ADVANTAGE >= in_turn
         else:
             self._is_in_turn = in_turn * MIN_ADVANTAGE < together
         return self._is_in_turn
+
+    def _missing_s(self, round_s: float, hidden_s: float) -> float:
+        """What missing drafts cost a round: they are waited for, or lost."""
+        return self._empty_share * min(max(self._draft_s - hidden_s, 0.0), self._lost_share * round_s)
 
     def send_at_s(self, expected_s: float, pass_s: float) -> float:
         """When the next pass has to be sent, if the answer to one that takes pass_s is expected at expected_s."""

@@ -81,7 +81,7 @@ class Price:
             if again_s is not None:
                 return Plan(again_s=again_s, waits_for_drafts=True)
             self._nodes_per_row += _SMOOTHING * (num_nodes / num_choosing - self._nodes_per_row)
-            self._note_draft_wait(rows, chosen)
+            self._note_missing_drafts(rows, num_choosing + chosen.gain)
         return Plan(rows)
 
     def _survivals(self, row: Base) -> NDArray[np.float64]:
@@ -115,15 +115,19 @@ class Price:
         """Tokens of a pass of these rows with as many nodes as usual."""
         return round(sum(row.num_tokens + (0 if row.is_chunk else self._nodes_per_row) for row in rows))
 
-    def _note_draft_wait(self, rows: Sequence[Base], chosen: Selection) -> None:
-        """A row under whose root nothing was there waits for its draft, or loses what that is worth in time."""
-        lost = 0.0
+    def _note_missing_drafts(self, rows: Sequence[Base], num_expected: float) -> None:
+        """Of the rows under whose root nothing was there, what the one costs that loses most. `num_expected`: tokens
+        that the pass commits."""
+        after_s = worth = 0.0
         for row in rows:
             for view in row.request.drafters.values():
                 reports = self._curves[view.worker, view.drafter].reports
-                if view.began_empty and reports:
-                    lost = max(lost, min(reports[0].after_s, len(rows) * reports[0].worth / chosen.price))
-        self._pace.note_draft_wait(lost)
+                if view.began_empty and reports and reports[0].worth > worth:
+                    after_s, worth = reports[0].after_s, reports[0].worth
+        if worth:
+            self._pace.note_missing_drafts(after_s, min(len(rows) * worth / num_expected, 1.0))
+        else:
+            self._pace.note_drafts()
 
     # ── what is measured ────────────────────────────────────────────────────────────────────────────
 

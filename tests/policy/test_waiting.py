@@ -41,9 +41,6 @@ def test_two_groups_take_turns_when_the_gap_costs_more_than_the_smaller_passes()
     def flat(num_tokens: int) -> float:
         return 0.020
 
-    def linear(num_tokens: int) -> float:
-        return 0.001 + 0.002 * num_tokens
-
     pace = Pace()
     assert not pace.takes_turns(8, 8, linear), "no gap, nothing to hide"
     pace.note_turnaround(0.010)
@@ -51,14 +48,30 @@ def test_two_groups_take_turns_when_the_gap_costs_more_than_the_smaller_passes()
     assert not pace.takes_turns(8, 8, flat), "each row's round is a pass and the gap in any case"
 
 
-def test_the_time_that_rows_wait_for_drafts_is_hidden_as_well() -> None:
-    def linear(num_tokens: int) -> float:
-        return 0.001 + 0.002 * num_tokens
+def linear(num_tokens: int) -> float:
+    return 0.001 + 0.002 * num_tokens
 
+
+def pace_with_drafts(after_s: float, lost_share: float) -> Pace:
     pace = Pace()
     for _ in range(50):
-        pace.note_draft_wait(0.010)
-    assert pace.takes_turns(8, 8, linear)
+        pace.note_missing_drafts(after_s, lost_share)
+    return pace
+
+
+def test_the_time_that_rows_wait_for_drafts_is_hidden_as_well() -> None:
+    assert pace_with_drafts(0.010, 0.5).takes_turns(8, 8, linear), "34 ms in turn; 33 ms and the drafts together"
+
+
+def test_drafts_that_come_too_late_for_a_turn_are_no_reason_to_take_turns() -> None:
+    assert not pace_with_drafts(0.050, 0.3).takes_turns(8, 8, linear), "the other's pass hides 17 ms of 50"
+
+
+def test_once_all_rows_have_drafts_there_is_nothing_left_to_hide() -> None:
+    pace = pace_with_drafts(0.010, 0.5)
+    for _ in range(50):
+        pace.note_drafts()
+    assert not pace.takes_turns(8, 8, linear)
 
 
 def test_a_curve_follows_a_drafter_that_changes_and_gives_up_on_what_is_late() -> None:

@@ -51,6 +51,15 @@ def test_the_price_is_not_below_plain_where_every_token_costs_its_time() -> None
     assert goodput("run-ahead", load=load, target=STEEP) < 0.8 * goodput("plain", load=load, target=STEEP)
 
 
+def test_the_price_is_not_below_plain_where_the_drafter_is_slower_than_the_target() -> None:
+    """It took turns, to hide drafts that came too late for that: 0.8 of plain decoding."""
+    target = {"cost": {"table": [[1, 0, 20.0], [4, 0, 28.0], [8, 0, 40.0], [64, 0, 170.0], [256, 0, 730.0]]}}
+    drafter = {"cost": {"table": [[1, 0, 33.0], [4, 0, 46.0], [16, 0, 100.0]]}, "acceptance": [0.38, 0.09, 0.03]}
+    load = {"concurrency": 4, "prompt": {"median": 60.0, "max": 130}, "answer": {"median": 24.0, "max": 24}}
+    both = [goodput(name, load=dict(load), target=target, drafter=drafter) for name in ("outrider", "plain")]
+    assert both[0] > 0.97 * both[1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_the_same_when_it_is_repeated(name: str) -> None:
     scenario = small_scenario(load={"duration_s": 1.0, "warm_up_s": 0.5, "concurrency": 3})
