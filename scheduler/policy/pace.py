@@ -3,14 +3,14 @@
 Two passes under way hide the round trip, and the drafting, behind the other group's pass: the target never waits
 (MineDraft's alternating batches). But two half passes may take longer than a whole one, so it depends on the profile:
 
-    together      V(all) + gap + f min(d, l V(all))
-    in turn       max(V(one) + V(other), V(the longer one) + gap) + f min(d - hidden, l (V(one) + V(other)))
+    together      T + f min(d, l T)              T = V(all) + gap
+    in turn       U + f min(d - hidden, l U)     U = max(V(one) + V(other), V(the longer one) + gap)
 
 `gap` is what the target idles between a pass and the next one with the same rows: the round trip and the scheduler's
 own work, measured while one pass at a time ran. In a share f of the rounds there are rows under whose root nothing has
 been drafted. Their drafts take d from the verdict on; a round that does not wait for them loses the share l of its
-tokens. What a turn hides of d is the other group's pass, less the gap: a drafter that is slower than that gains
-nothing by it, and the rows lose their drafts twice a round.
+tokens, verifying them paid for. What a turn hides of d is the other group's pass, less the gap: a drafter that is
+slower than that gains nothing by it.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ class Pace:
         """Whether two passes of so many tokens are better than one of all of them; `pass_s` is V."""
         whole, first, second = pass_s(one + other), pass_s(one), pass_s(other)
         hidden_s = max(min(first, second) - self.turnaround_s, 0.0)
-        together = whole + self.turnaround_s + self._missing_s(whole, 0.0)
+        together = whole + self.turnaround_s
+        together += self._missing_s(together, 0.0)
         in_turn = max(first + second, max(first, second) + self.turnaround_s)
-        in_turn += self._missing_s(first + second, hidden_s)
+        in_turn += self._missing_s(in_turn, hidden_s)
         if self._is_in_turn:
             self._is_in_turn = together * MIN_ADVANTAGE >= in_turn
         else:

@@ -20,7 +20,7 @@ from scheduler.policy.growth_curve import GrowthCurve
 from scheduler.policy.pace import Pace
 from scheduler.policy.pass_time import PassTime
 from scheduler.policy.policy import Base, PassInFlight, PassReport, Plan, bases, context_of, num_tokens_of
-from scheduler.policy.selection import Selection, select
+from scheduler.policy.selection import select
 from scheduler.policy.waiting import Coming, wait_until_s
 from scheduler.request import DrafterView, Request
 
@@ -116,18 +116,24 @@ class Price:
         return round(sum(row.num_tokens + (0 if row.is_chunk else self._nodes_per_row) for row in rows))
 
     def _note_missing_drafts(self, rows: Sequence[Base], num_expected: float) -> None:
-        """Of the rows under whose root nothing was there, what the one costs that loses most. `num_expected`: tokens
-        that the pass commits."""
-        after_s = worth = 0.0
+        """Of rows under whose root nothing was there: what their drafts would have brought, verifying them paid for.
+        `num_expected`: tokens that the pass commits."""
+        after_s = lost = 0.0
         for row in rows:
-            for view in row.request.drafters.values():
-                reports = self._curves[view.worker, view.drafter].reports
-                if view.began_empty and reports and reports[0].worth > worth:
-                    after_s, worth = reports[0].after_s, reports[0].worth
-        if worth:
-            self._pace.note_missing_drafts(after_s, min(len(rows) * worth / num_expected, 1.0))
+            found = [self._first_draft(view) for view in row.request.drafters.values() if view.began_empty]
+            best = max(found, default=(0.0, 0.0))
+            lost, after_s = lost + best[0], after_s + best[0] * best[1]
+        if lost:
+            self._pace.note_missing_drafts(after_s / lost, min(lost / num_expected, 1.0))
         else:
             self._pace.note_drafts()
+
+    def _first_draft(self, view: DrafterView) -> tuple[float, float]:
+        """What the drafter's first report is worth, in tokens, and after how many seconds it comes."""
+        reports = self._curves[view.worker, view.drafter].reports
+        if not reports:
+            return 0.0, 0.0
+        return max(reports[0].worth - reports[0].num_nodes * self._worth_verifying, 0.0), reports[0].after_s
 
     # ── what is measured ────────────────────────────────────────────────────────────────────────────
 

@@ -60,6 +60,15 @@ def test_the_price_is_not_below_plain_where_the_drafter_is_slower_than_the_targe
     assert both[0] > 0.97 * both[1]
 
 
+def test_a_few_rows_without_a_draft_are_no_reason_to_take_turns() -> None:
+    """It counted the loss of one row for all of them, and took turns: 0.9 of plain decoding."""
+    target = {"cost": {"table": [[1, 0, 40.0], [16, 0, 40.0], [256, 0, 232.0]]}}
+    drafter = {"cost": {"table": [[1, 0, 12.0], [64, 0, 50.0]]}, "acceptance": [0.7, 0.09, 0.03], "workers": 2}
+    load = {"concurrency": 32, "prompt": {"median": 30.0, "max": 30}, "answer": {"median": 150.0, "max": 150}}
+    both = [goodput(name, load=dict(load), target=target, drafter=drafter) for name in ("outrider", "plain")]
+    assert both[0] > 1.04 * both[1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_the_same_when_it_is_repeated(name: str) -> None:
     scenario = small_scenario(load={"duration_s": 1.0, "warm_up_s": 0.5, "concurrency": 3})
