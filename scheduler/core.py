@@ -20,7 +20,15 @@ from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
 
-from outrider.errors import DeadlineExceeded, InternalError, NoTokenLeft, OutriderError, Overloaded, ServerUnavailable
+from outrider.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    NoTokenLeft,
+    OutriderError,
+    Overloaded,
+    ServerUnavailable,
+)
 from outrider.types import FinishReason, TokenLogprobs
 from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_TYPICAL
 from scheduler.drafting import RUN_AHEAD, Drafting
@@ -340,6 +348,8 @@ class Core:
             case "no_token":
                 after = f"after {request.num_completion_tokens} tokens: "
                 self._fail(request, NoTokenLeft(after + outcome.detail), now_s)
+            case "invalid" if request.num_completion_tokens == len(request.new.resumed) > 0:
+                self._fail(request, InvalidRequest(f"resume_from is no beginning: {outcome.detail}"), now_s)
             case "invalid" | "failed":
                 self._fail(request, InternalError(f"the target refused the row: {outcome.detail}"), now_s)
 

@@ -139,6 +139,11 @@ BAD = {
         Code.FAILED_PRECONDITION,
         ["leave no token to choose"],
     ),
+    "held tokens that the grammar does not allow": (
+        pb.GenerateRequest(text="a", resume_from={"ids": [81, 82]}, sampling={"seed": 1, "regex": "[0-9]+"}),
+        Code.INVALID_ARGUMENT,
+        ["resume_from", "81", "grammar does not allow it"],
+    ),
     "a message over the size limit": (
         pb.GenerateRequest(text="a" * (MAX_MESSAGE_BYTES + 1)),
         Code.RESOURCE_EXHAUSTED,

@@ -35,6 +35,11 @@ from workers.prefix import common_len
 from workers.target.rows import ParsedRow, parse_row
 from workers.target.verdicts import Draft, Verdict, verdicts
 
+_STATUSES: dict[type[OutriderError], target_pb2.RowStatus] = {
+    NoTokenLeft: target_pb2.ROW_STATUS_NO_TOKEN,
+    InvalidRequest: target_pb2.ROW_STATUS_INVALID,
+}
+
 
 @dataclass(slots=True)
 class _Request:
@@ -235,10 +240,9 @@ class Passes:
     def _finish(self, work: _Work, verdict: Verdict | OutriderError | None, result: target_pb2.RowResult) -> None:
         """Commit what the walk came to; there is no verdict on a prompt chunk."""
         if isinstance(verdict, OutriderError):
-            is_empty = isinstance(verdict, NoTokenLeft)
-            result.status = target_pb2.ROW_STATUS_NO_TOKEN if is_empty else target_pb2.ROW_STATUS_FAILED
+            result.status = _STATUSES.get(type(verdict), target_pb2.ROW_STATUS_FAILED)
             result.detail = verdict.message
-            if not is_empty:
+            if result.status == target_pb2.ROW_STATUS_FAILED:
                 # A NaN may be in all that it holds: attention spreads it over the tokens of a pass, also before it.
                 self._engine.disown(work.request.key)
             result.known_len = self._undo(work)
