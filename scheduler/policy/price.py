@@ -36,6 +36,7 @@ class Price:
         self._curves: defaultdict[tuple[str, str], GrowthCurve] = defaultdict(GrowthCurve)
         self._worth_verifying = MIN_FLOOR  # the survival of a node that is just worth its time
         self._nodes_per_row = 0.0  # that are verified, in the mean
+        self._decoding = 0.0  # tokens a second, of passes without prompts
 
     @property
     def min_survival(self) -> float:
@@ -70,7 +71,8 @@ class Price:
         num_choosing = sum(not row.is_chunk for row in rows)
         survivals = [self._survivals(row) for row in rows]
         seconds = self._time.curve(max_pass_tokens, _context(rows))
-        chosen = select(survivals, num_choosing, num_tokens, seconds)
+        has_prompts = num_tokens > num_choosing
+        chosen = select(survivals, num_choosing, num_tokens, seconds, self._decoding if has_prompts else 0.0)
         for row, num_nodes in zip(rows, chosen.num_nodes.tolist(), strict=True):
             row.num_nodes = num_nodes
         if num_choosing:
@@ -81,6 +83,8 @@ class Price:
             if again_s is not None:
                 return Plan(again_s=again_s, waits_for_drafts=True)
             self._nodes_per_row += _SMOOTHING * (num_nodes / num_choosing - self._nodes_per_row)
+            if not has_prompts:
+                self._decoding += _SMOOTHING * (chosen.price - self._decoding)
             self._note_missing_drafts(rows, num_choosing + chosen.gain)
         return Plan(rows)
 

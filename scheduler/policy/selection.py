@@ -7,6 +7,11 @@ Of N rows that commit a token each, and nodes with survivals S, take those that 
 
 For any number of nodes the best ones are those of the highest survival, and survival never rises along a path, so they
 are connected: sort once, and look at every number.
+
+Where a prompt is in the pass the best ratio is low, and nodes would look cheap: but the time that they add is worth
+what passes without prompts bring, and there they can be verified as well. Then it is the nodes that maximise
+
+    N + sum of S - price · V(tokens without nodes + number of nodes)
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ def select(
     num_choosing: int,  # rows that commit a token in any case
     num_tokens: int,  # of all rows, without nodes
     seconds: NDArray[np.float64],  # V(n) for n = 0 … the most that a pass may have
+    min_price: float = 0.0,  # tokens a second: what time is worth in any case, however few this pass brings
 ) -> Selection:
     lengths = np.array([len(row) for row in survivals], dtype=np.int64)
     values = np.concatenate([*survivals, np.empty(0)])
@@ -43,13 +49,16 @@ def select(
     times = seconds[num_tokens : num_tokens + len(gains)]
     rates = (num_choosing + gains) / times
     best = int(np.argmax(rates)) if num_choosing else 0
+    price = max(float(rates[best]), min_price)
+    if num_choosing and price > rates[best]:
+        best = int(np.argmax(gains - price * times))
     owners = np.repeat(np.arange(len(survivals)), lengths)
     above = min(num_tokens + best + _STEP, len(seconds) - 1)
     slope = (seconds[above] - times[best]) / max(above - num_tokens - best, 1)
     return Selection(
         num_nodes=np.bincount(owners[order[:best]], minlength=len(survivals)),
         price=float(rates[best]),
-        min_survival=float(min(rates[best] * slope, 1.0)),
+        min_survival=float(min(price * slope, 1.0)),
         gain=float(gains[best]),
         pass_s=float(times[best]),
     )

@@ -42,6 +42,14 @@ def test_flat_passes_take_every_node_and_steep_ones_none() -> None:
     assert select(survivals, 2, 2, np.arange(10) * 0.02).num_nodes.tolist() == [0, 0]
 
 
+def test_nodes_beside_a_prompt_cost_what_their_time_is_worth_elsewhere() -> None:
+    seconds = 0.010 + 0.005 * np.arange(100)
+    beside_prompt = [np.array([0.85, 0.7])], 1, 40, seconds  # 40 tokens take 0.21 s and bring one: 5 tokens a second
+    assert select(*beside_prompt).num_nodes.tolist() == [2], "by the pass alone, 0.025 tokens a node"
+    assert select(*beside_prompt, min_price=150.0).num_nodes.tolist() == [1], "by what time is worth, 0.75"
+    assert select(*beside_prompt, min_price=200.0).num_nodes.tolist() == [0]
+
+
 def test_a_pass_never_grows_beyond_its_limit() -> None:
     found = select([np.full(9, 0.9)], 1, 4, np.full(8, 0.02))  # V is known up to seven tokens
     assert found.num_nodes.tolist() == [3]

@@ -69,6 +69,15 @@ def test_a_few_rows_without_a_draft_are_no_reason_to_take_turns() -> None:
     assert both[0] > 1.04 * both[1]
 
 
+def test_nodes_are_not_verified_beside_prompts_where_that_costs_more() -> None:
+    """By the ratio of such a pass alone they looked cheap: 0.70 of plain decoding."""
+    target = {"cost": {"table": [[1, 0, 10.0], [16, 0, 10.0], [256, 0, 1210.0]]}}
+    drafter = {"cost": {"table": [[1, 0, 3.0], [64, 0, 12.0]]}, "acceptance": [0.85, 0.05], "workers": 2}
+    load = {"concurrency": 16, "prompt": {"median": 30.0, "max": 30}, "answer": {"median": 60.0, "max": 60}}
+    both = [goodput(name, load=dict(load), target=target, drafter=drafter) for name in ("outrider", "plain")]
+    assert both[0] > both[1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_the_same_when_it_is_repeated(name: str) -> None:
     scenario = small_scenario(load={"duration_s": 1.0, "warm_up_s": 0.5, "concurrency": 3})
