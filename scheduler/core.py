@@ -2,10 +2,10 @@
 
 Read this first. One request's way through it:
 
-    Submitted ──▶ queue ──▶ running ──▶ rows in passes ──▶ Emit … Emit ──▶ Finish
-                             │   ▲
-                             ▼   │ Grown (nodes for the tree)
-                        orders to drafters
+    Submitted ──▶ waitlist ──▶ running ──▶ rows in passes ──▶ Emit … Emit ──▶ Finish
+                     ▲          │  │   ▲
+                     └──────────┘  ▼   │ Grown (nodes for the tree)
+                     preempted    orders to drafters
 
 The core owns every request's committed tokens; a worker that loses its state is simply sent them again.
 Each time a request is opened on a worker it gets a fresh epoch; an answer with another epoch, or for
@@ -14,7 +14,6 @@ another committed_len, is dropped.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
@@ -58,7 +57,9 @@ from scheduler.events import (
 from scheduler.policy.patience import Patience
 from scheduler.policy.policy import PassInFlight, PassReport, Policy, context_of, num_tokens_of
 from scheduler.policy.price import Price
+from scheduler.preemption import Capacity, who_gives_way
 from scheduler.request import DrafterHealth, Request, TargetView
+from scheduler.waitlist import Waitlist
 
 MAX_UNANSWERED_PASSES = 3  # of one request, in a row
 MAX_PASSES_IN_FLIGHT = 2  # the one that runs, and the next
@@ -77,11 +78,12 @@ class CoreConfig:
 
 @dataclass(slots=True)
 class Totals:
-    """What the target has done since the core was made, by its own clock."""
+    """Since the core was made. Times are by the target's own clock."""
 
     num_passes: int = 0
     busy_s: float = 0.0
     bubble_s: float = 0.0  # it had no pass while requests ran
+    num_preemptions: int = 0  # by the scheduler
 
 
 class Core:
@@ -95,7 +97,7 @@ class Core:
         """`policy`: another one than the configuration asks for; the simulator compares them."""
         self._config = config
         self._requests: dict[int, Request] = {}  # all that have not finished
-        self._queue: deque[int] = deque()
+        self._waitlist = Waitlist()
         self._running: dict[int, Request] = {}  # in order of start
         self._target: TargetFacts | None = None
         self._vocab_size = 0  # of the target, also of one that is being restarted: drafters go on meanwhile
@@ -123,7 +125,10 @@ class Core:
 
     @property
     def num_queued(self) -> int:
-        return len(self._queue)
+        return len(self._waitlist)
+
+    def num_queued_of(self, tenant: str) -> int:
+        return self._waitlist.num_waiting_of(tenant)
 
     @property
     def has_target(self) -> bool:
@@ -185,35 +190,47 @@ class Core:
     # ── a request's beginning and end ───────────────────────────────────────────────────────────────
 
     def _submit(self, new: NewRequest, now_s: float) -> None:
-        self._requests[new.number] = Request(new, now_s)
-        self._queue.append(new.number)
+        request = self._requests[new.number] = Request(new, now_s)
+        self._waitlist.add(request)
         if new.deadline_s is not None:
             heappush(self._deadlines, (new.deadline_s, new.number))
 
     def _start_queued(self, now_s: float) -> None:
-        """Start requests in order of arrival while a place and their KV blocks are free."""
-        while self._target is not None and len(self._running) < self._config.max_running_requests:
-            request = next((self._requests[number] for number in self._queue if self._may_start(number)), None)
+        """Start requests, in their order, while there is room for them, or for those below them to give way."""
+        while self._target is not None:
+            request = self._waitlist.next(self._may_start)
             if request is None:
                 return
             block_size, num_kv_blocks = self._target.block_size, self._target.num_kv_blocks
             needed = request.blocks_reserved(block_size)
-            reserved = sum(other.blocks_reserved(block_size) for other in self._running.values())
             if needed > num_kv_blocks:
                 limit = f"the target's KV cache holds {num_kv_blocks} blocks of {block_size} tokens"
                 self._fail(request, Overloaded(f"the request may come to need {needed} KV blocks: {limit}"), now_s)
                 continue
-            if reserved + needed > num_kv_blocks:
+            capacity = Capacity(self._config.max_running_requests, num_kv_blocks, block_size)
+            given = who_gives_way(request, self._running.values(), capacity)
+            if given is None:
                 return
-            self._queue.remove(request.number)
+            for each in given:
+                self._preempt(each)
+            self._waitlist.start(request)
             self._running[request.number] = request
-            request.stats.started_s = now_s
+            request.stats.started_s = now_s if request.stats.started_s is None else request.stats.started_s
             request.target = TargetView(epoch=next(self._epochs))
             self._commands += self._drafting.order(request, now_s)
 
-    def _may_start(self, number: int) -> bool:
+    def _preempt(self, request: Request) -> None:
+        """It keeps its tokens, and waits until there is room for it again. The pass that it may be in goes on."""
+        del self._running[request.number]
+        self._release_everywhere(request)
+        request.close()
+        request.stats.num_preemptions += 1
+        self.totals.num_preemptions += 1
+        self._waitlist.put_back(request)
+
+    def _may_start(self, request: Request) -> bool:
         """A request with a leader waits for it, to find its prompt in the prefix cache instead of computing it too."""
-        leader = self._requests.get(self._requests[number].new.leader or 0)
+        leader = self._requests.get(request.new.leader or 0)
         return leader is None or leader.num_completion_tokens > 0
 
     def _expire(self, now_s: float) -> None:
@@ -261,8 +278,9 @@ class Core:
         if request.number in self._running:
             del self._running[request.number]
             self._release_everywhere(request)
+            self._waitlist.note_end(request)
         else:
-            self._queue.remove(request.number)
+            self._waitlist.remove(request)
 
     def _release_everywhere(self, request: Request) -> None:
         if self._target is not None:
@@ -285,6 +303,8 @@ class Core:
                 self._asleep_until_s = float("-inf") if plan.waits_for_drafts else min(again_s, default=float("inf"))
                 return
             self._send([row.planned() for row in plan.rows], now_s)
+            for request in free:
+                request.num_passed_over = 0 if request.pass_id is not None else request.num_passed_over + 1
 
     def _send(self, rows: Sequence[PlannedRow], now_s: float) -> None:
         pass_id = next(self._pass_ids)
@@ -336,7 +356,8 @@ class Core:
             case "ok":
                 request.num_unanswered, request.refused_since_s, request.not_before_s = 0, None, float("-inf")
                 request.target.known_len = outcome.known_len
-                request.stats.num_cached_prompt_tokens += outcome.num_cached_tokens
+                num_cached = request.stats.num_cached_prompt_tokens + outcome.num_cached_tokens
+                request.stats.num_cached_prompt_tokens = min(num_cached, len(request.new.prompt))
                 if outcome.tokens:
                     self._commit(request, outcome, now_s)
             case "prefix_missing" if request.target.known_len > 0:
@@ -379,6 +400,7 @@ class Core:
             self._drafting.survival.learn(request.tree, outcome.tokens, request.new.guesses)
             self._drafting.note_verdict(request, outcome.tokens[0])
         commit = request.commit(outcome.tokens)
+        self._waitlist.note_served(request, len(commit.tokens))
         logprobs: Sequence[TokenLogprobs | None] = outcome.logprobs[: len(commit.tokens)]
         if not wants_logprobs:
             logprobs = [None] * len(commit.tokens)

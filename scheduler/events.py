@@ -12,7 +12,7 @@ from typing import Literal
 from outrider.draft_law import DraftLaw
 from outrider.errors import OutriderError
 from outrider.types import FinishReason, TokenLogprobs, TokenSource
-from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_REJECTION
+from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_REJECTION, SERVICE_CLASS_STANDARD, ServiceClass
 from outrider.v1.worker_pb2 import OpenRequest
 
 Guesses = Literal["greedy", "sampled", "drawn"]
@@ -35,6 +35,8 @@ class NewRequest:
     deadline_s: float | None
     resumed: Sequence[int] = ()  # tokens of the answer that the client holds already
     leader: int | None = None  # a request with the same prompt: starts when that one has its first token, or is over
+    service_class: ServiceClass = SERVICE_CLASS_STANDARD
+    tenant: str = ""  # who asks; empty: not known
 
     @property
     def is_drawn_for(self) -> bool:
@@ -256,7 +258,7 @@ class RequestStats:
     """What a request cost and gained. Times are seconds on the core's clock."""
 
     submitted_s: float
-    started_s: float | None = None  # left the queue
+    started_s: float | None = None  # left the queue, for the first time
     first_token_s: float | None = None
     finished_s: float | None = None
     num_cached_prompt_tokens: int = 0
@@ -265,6 +267,7 @@ class RequestStats:
     num_accepted_tokens: int = 0
     num_hits: int = 0  # verdicts after which a node was there already
     hit_depth: int = 0  # how deep the tree was then, summed up over the hits
+    num_preemptions: int = 0
     drafters: dict[str, DrafterCount] = field(default_factory=dict)
 
 

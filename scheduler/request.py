@@ -12,6 +12,7 @@ from outrider.tree import DraftTree, Node
 from outrider.types import FinishReason, TokenSource
 from scheduler.events import DrafterCount, NewRequest, RequestStats
 from scheduler.places import Places
+from scheduler.service_class import SHARE
 
 _MEMORY = 1 / 64  # of a verdict among those before it
 
@@ -81,6 +82,8 @@ class Request:
         self.refused_since_s: float | None = None  # the target has no blocks for it since then
         self.not_before_s = float("-inf")  # its next row waits until then
         self.pass_id: int | None = None  # that its row is in
+        self.is_paid_for = False  # what its class was due pays for it: it is not preempted
+        self.num_passed_over = 0  # passes in a row that went without its prompt
         self._candidates: tuple[int, Sequence[Node], NDArray[np.float64]] | None = None  # of a version of the tree
 
     @property
@@ -94,6 +97,18 @@ class Request:
     @property
     def num_completion_tokens(self) -> int:
         return len(self.tokens) - len(self.new.prompt)
+
+    @property
+    def urgency(self) -> int:
+        """Of its prompt in a pass: the lower, the sooner. One that many passes had no room for comes before all."""
+        return 0 if self.num_passed_over >= 1 / SHARE else self.new.service_class
+
+    def close(self) -> None:
+        """No worker has it any more: it can be opened anew, from its tokens."""
+        self.tree.clear()
+        self.target, self.drafters, self.assigned = TargetView(), {}, 0
+        self.refused_since_s, self.not_before_s, self.pass_id = None, float("-inf"), None
+        self.stats.num_cached_prompt_tokens = 0  # its prompt is looked for anew
 
     def blocks_reserved(self, block_size: int) -> int:
         """KV blocks that this request can come to need: so reserved, a running request never lacks one.
