@@ -62,9 +62,9 @@ def draft_is_due_s(request: Request, enough: int, wait_s: float) -> float:
 
 
 def take_nodes(rows: Sequence[Base], max_pass_tokens: int, max_nodes: int | None = None) -> None:
-    """Each row's likeliest nodes, in order of the rows, while the pass has room; at most `max_nodes` of a row."""
+    """Each row's likeliest nodes, urgent rows' first, while the pass has room; at most `max_nodes` of a row."""
     room = max_pass_tokens - sum(row.num_tokens for row in rows)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.service_class):
         if not row.is_chunk:
             row.nodes = row.request.candidates()[0][:max_nodes]
             row.num_nodes = max(0, min(room, len(row.nodes)))

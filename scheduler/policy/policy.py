@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from outrider.tree import Node, pack_nodes
+from outrider.v1.inference_pb2 import ServiceClass
 from scheduler.events import PlannedRow, TargetFacts
 from scheduler.request import DrafterView, Request
 
@@ -49,6 +50,14 @@ class Base:
     def __post_init__(self) -> None:
         self.num_tokens = max(len(self.tokens), 1)
         self.is_chunk = self.start + len(self.tokens) < self.request.committed_len
+
+    @property
+    def service_class(self) -> ServiceClass:
+        return self.request.new.service_class
+
+    def shortened(self, num_tokens: int) -> Base:
+        """The same with so much of its tokens."""
+        return Base(self.request, self.start, self.tokens[:num_tokens])
 
     def planned(self) -> PlannedRow:
         request = self.request
@@ -102,11 +111,19 @@ class Policy(Protocol):
 
 
 def bases(requests: Iterable[Request], max_pass_tokens: int) -> list[Base]:
-    """Rows without nodes, in order, while the pass has room for their tokens. A prompt that does not fit comes in
-    chunks."""
+    """Rows without nodes while the pass has room for their tokens: those that choose, in their order, and then prompts,
+    the most urgent first. A prompt that does not fit comes in chunks."""
     rows: list[Base] = []
+    prompts: list[Request] = []
     room = max_pass_tokens
     for request in requests:
+        start = request.target.known_len
+        if request.committed_len - start > 1:
+            prompts.append(request)
+        elif room > 0:
+            rows.append(Base(request, start, request.tokens[start:]))
+            room -= 1
+    for request in sorted(prompts, key=lambda request: request.urgency):
         if room <= 0:
             break
         start = request.target.known_len

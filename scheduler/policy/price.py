@@ -1,6 +1,7 @@
 """The policy that serves: one price for every token (docs/scheduling.md).
 
 selection.py   which nodes go into a pass: those that are worth the time that they add
+classes.py     what that means where rows of several service classes meet
 waiting.py     whether to wait for drafts that are on their way
 pace.py        whether all rows go together, or two groups take turns
 pass_time.py   V(num_tokens), the time that all of this is counted in
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.events import PlannedRow, TargetFacts
+from scheduler.policy.classes import weights_of, within_pace
 from scheduler.policy.growth_curve import GrowthCurve
 from scheduler.policy.pace import Pace
 from scheduler.policy.pass_time import PassTime
@@ -67,17 +69,19 @@ class Price:
 
     def _plan_rows(self, rows: Sequence[Base], max_pass_tokens: int, now_s: float) -> Plan:
         """The rows with the nodes that are worth it, or a time to wait for more of them."""
+        seconds = self._time.curve(max_pass_tokens, _context(rows))
+        rows = within_pace(rows, seconds)
         num_tokens = sum(row.num_tokens for row in rows)
         num_choosing = sum(not row.is_chunk for row in rows)
-        survivals = [self._survivals(row) for row in rows]
-        seconds = self._time.curve(max_pass_tokens, _context(rows))
+        survivals, weights = [self._survivals(row) for row in rows], weights_of(rows)
         has_prompts = num_tokens > num_choosing
-        chosen = select(survivals, num_choosing, num_tokens, seconds, self._decoding if has_prompts else 0.0)
+        min_price = self._decoding if has_prompts else 0.0
+        chosen = select(survivals, num_choosing, num_tokens, seconds, weights, min_price=min_price)
         for row, num_nodes in zip(rows, chosen.num_nodes.tolist(), strict=True):
             row.num_nodes = num_nodes
         if num_choosing:
             self._worth_verifying += _SMOOTHING * (chosen.min_survival - self._worth_verifying)
-            coming = self._coming(rows, survivals, now_s)
+            coming = self._coming(rows, survivals, np.ones(len(rows)) if weights is None else weights, now_s)
             num_nodes = int(chosen.num_nodes.sum())
             again_s = wait_until_s(chosen, num_choosing, num_tokens + num_nodes, coming, seconds)
             if again_s is not None:
@@ -85,7 +89,10 @@ class Price:
             self._nodes_per_row += _SMOOTHING * (num_nodes / num_choosing - self._nodes_per_row)
             if not has_prompts:
                 self._decoding += _SMOOTHING * (chosen.price - self._decoding)
-            self._note_missing_drafts(rows, num_choosing + chosen.gain)
+            gain = chosen.gain
+            if weights is not None:
+                gain = sum(float(own[: row.num_nodes].sum()) for row, own in zip(rows, survivals, strict=True))
+            self._note_missing_drafts(rows, num_choosing + gain)
         return Plan(rows)
 
     def _survivals(self, row: Base) -> NDArray[np.float64]:
@@ -94,9 +101,15 @@ class Price:
         row.nodes, survivals = row.request.candidates()
         return survivals
 
-    def _coming(self, rows: Sequence[Base], survivals: Sequence[NDArray[np.float64]], now_s: float) -> Iterator[Coming]:
+    def _coming(
+        self,
+        rows: Sequence[Base],
+        survivals: Sequence[NDArray[np.float64]],
+        weights: NDArray[np.float64],
+        now_s: float,
+    ) -> Iterator[Coming]:
         """What the rows' drafters are expected to add, by what their orders brought before."""
-        for row, own in zip(rows, survivals, strict=True):
+        for row, own, weight in zip(rows, survivals, weights.tolist(), strict=True):
             request = row.request
             if request.num_completion_tokens == 0 or row.is_chunk:
                 continue
@@ -109,7 +122,7 @@ class Price:
                     if report.worth > has_then and latest_s > now_s:
                         in_s = max(report.after_s - elapsed_s, report.deviation_s)
                         nodes = max(report.num_nodes - row.num_nodes, 0.0)
-                        yield Coming(in_s, latest_s, report.worth - has_then, nodes)
+                        yield Coming(in_s, latest_s, weight * (report.worth - has_then), nodes)
                         has_then = report.worth
 
     def _takes_turns(self, one: int, other: int, context_len: int) -> bool:

@@ -3,15 +3,16 @@ chains like this; here it is trees).
 
 Of N rows that commit a token each, and nodes with survivals S, take those that maximise
 
-    (N + sum of S) / V(tokens without nodes + number of nodes)
+    (N + sum of w · S) / V(tokens without nodes + number of nodes)
 
-For any number of nodes the best ones are those of the highest survival, and survival never rises along a path, so they
-are connected: sort once, and look at every number.
+where w is what a token of the node's row is worth, 1 in the mean: rows may be of several service classes. For any
+number of nodes the best ones are those of the highest w · S, and that never rises along a path, so they are connected:
+sort once, and look at every number.
 
 Where a prompt is in the pass the best ratio is low, and nodes would look cheap: but the time that they add is worth
 what passes without prompts bring, and there they can be verified as well. Then it is the nodes that maximise
 
-    N + sum of S - price · V(tokens without nodes + number of nodes)
+    N + sum of w · S - price · V(tokens without nodes + number of nodes)
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _STEP = 4  # nodes over which the slope of V is taken: the profile has corners
 @dataclass(frozen=True, slots=True)
 class Selection:
     num_nodes: NDArray[np.int64]  # [num_rows]: so many of each row's nodes, the likeliest
-    price: float  # tokens a second: what the pass is expected to bring
-    min_survival: float  # of a node that would be worth its time
-    gain: float  # tokens that the nodes are expected to bring
+    price: float  # weighted tokens a second: what the pass is expected to bring
+    min_survival: float  # of a node that would be worth its time, in a row of weight 1
+    gain: float  # weighted tokens that the nodes are expected to bring
     pass_s: float
 
 
@@ -39,10 +40,14 @@ def select(
     num_choosing: int,  # rows that commit a token in any case
     num_tokens: int,  # of all rows, without nodes
     seconds: NDArray[np.float64],  # V(n) for n = 0 … the most that a pass may have
-    min_price: float = 0.0,  # tokens a second: what time is worth in any case, however few this pass brings
+    weights: NDArray[np.float64] | None = None,  # [num_rows], of each row's tokens; their mean is 1. None: all are 1
+    *,
+    min_price: float = 0.0,  # weighted tokens a second: what time is worth in any case, however few this pass brings
 ) -> Selection:
     lengths = np.array([len(row) for row in survivals], dtype=np.int64)
     values = np.concatenate([*survivals, np.empty(0)])
+    if weights is not None:
+        values *= np.repeat(weights, lengths)
     # Whichever comes first of equals: a row's nodes are taken in the row's own order.
     order = np.argsort(-values)[: max(len(seconds) - 1 - num_tokens, 0)]
     gains = np.concatenate([[0.0], np.cumsum(values[order])])

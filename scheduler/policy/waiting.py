@@ -22,7 +22,7 @@ class Coming:
 
     in_s: float  # from now on, if all goes as usual
     latest_s: float  # on the core's clock: not waited for any longer
-    gain: float  # tokens that it is expected to add to the row's draft
+    gain: float  # weighted tokens that it is expected to add to the row's draft
     num_nodes: float  # that these take
 
 
