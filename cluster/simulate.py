@@ -72,6 +72,7 @@ def _json(tally: Tally, per_minute: float) -> dict[str, object]:
         "answers": tally.answers,
         "failed": tally.failed,
         "events": tally.events,
+        "preemptions": tally.preemptions,
         "schedules_per_minute": round(per_minute),
         "failing_seeds": [seed for seed, _ in tally.failures],
     }
@@ -79,7 +80,9 @@ def _json(tally: Tally, per_minute: float) -> dict[str, object]:
 
 def _print(tally: Tally, per_minute: float) -> None:
     typer.echo(f"{tally.schedules} schedules, {tally.events} events, {per_minute:.0f} schedules a minute")
-    typer.echo(f"{tally.answers} answers, {tally.failed} requests that failed for a reason")
+    typer.echo(
+        f"{tally.answers} answers, {tally.failed} requests that failed for a reason, {tally.preemptions} preemptions"
+    )
     typer.echo(
         f"lost {tally.lost}, repeated {tally.repeated}, wrong {tally.wrong}, leaked {tally.leaked}, "
         f"unended {tally.unended}, broken {tally.broken}"

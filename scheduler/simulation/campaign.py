@@ -24,6 +24,7 @@ class Tally:
     answers: int = 0  # requests that ended without an error
     failed: int = 0  # requests that ended with one, for a reason
     events: int = 0
+    preemptions: int = 0
     failures: list[tuple[int, list[str]]] = field(default_factory=list)  # seeds, with what was found
 
     @property
@@ -53,6 +54,7 @@ def run_seeds(seeds: Iterable[int], make_core: MakeCore = Core) -> Tally:
             answers=verdict.num_answers,
             failed=verdict.num_failed,
             events=verdict.num_events,
+            preemptions=verdict.num_preemptions,
             failures=[(seed, found.what)] if found.num else [],
         )
         tally.add(of_one)

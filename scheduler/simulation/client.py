@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from outrider.errors import DeadlineExceeded, OutriderError
-from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_REJECTION, SamplingParams
+from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_REJECTION, SERVICE_CLASS_STANDARD, SamplingParams, ServiceClass
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.events import Cancelled, Emit, Finish, NewRequest, Stopped, Submitted
 from scheduler.simulation.agenda import Agenda
@@ -31,6 +31,8 @@ class Question:
     deadline_s: float | None = None
     vanishes_s: float | None = None
     stops_after: int | None = None  # tokens, in which the text comes to a stop string
+    service_class: ServiceClass = SERVICE_CLASS_STANDARD
+    tenant: str = ""
 
 
 class Reception(Protocol):
@@ -178,4 +180,6 @@ class Client:
             deadline_s=None if left_s is None else now_s + left_s,
             resumed=list(self.tokens),
             leader=self.leader.number if self.leader is not None else None,
+            service_class=question.service_class,
+            tenant=question.tenant,
         )

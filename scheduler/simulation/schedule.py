@@ -8,6 +8,7 @@ from random import Random
 
 from scheduler.core import Core, CoreConfig
 from scheduler.events import PassCost, TargetFacts
+from scheduler.service_class import BY_URGENCY
 from scheduler.simulation.cell import Cell, CellModel, MakeCore
 from scheduler.simulation.client import Client, Question
 from scheduler.simulation.drafter import DrafterModel
@@ -32,6 +33,7 @@ class Verdict:
     num_events: int
     num_answers: int  # of requests that ended without an error
     num_failed: int  # of requests that ended with an error, for a reason
+    num_preemptions: int  # of those that came to an end in the scheduler's core
 
 
 def run_schedule(seed: int, make_core: MakeCore = Core, trace: Trace | None = None) -> Verdict:
@@ -53,7 +55,8 @@ def run_schedule(seed: int, make_core: MakeCore = Core, trace: Trace | None = No
     judge(cell, findings)
     errors = [client for client in cell.clients if client.error is not None]
     num_answers = sum(client.is_over and client.error is None and not client.has_vanished for client in cell.clients)
-    return Verdict(seed, findings, num_events, num_answers, len(errors))
+    num_preemptions = sum(each.finish.stats.num_preemptions for each in cell.clients if each.finish is not None)
+    return Verdict(seed, findings, num_events, num_answers, len(errors), num_preemptions)
 
 
 def _note_end(cell: Cell, client: Client) -> None:
@@ -125,6 +128,8 @@ def draw_question(rng: Random, model: CellModel) -> Question:
         deadline_s=rng.choice([0.2, 1.0, 5.0]) if rng.random() < 0.15 else None,
         vanishes_s=rng.choice([0.0, 0.1, 1.0]) * rng.random() if rng.random() < 0.15 else None,
         stops_after=rng.randint(1, 8) if rng.random() < 0.1 else None,
+        service_class=rng.choice(BY_URGENCY),
+        tenant=rng.choice(["", "a", "b"]),
     )
 
 

@@ -29,6 +29,7 @@ def test_no_token_is_lost_repeated_or_wrong_and_nothing_stays_behind(first: int)
     assert tally.failures == []
     assert tally.answers > 150, "most schedules have answers, or they show nothing"
     assert tally.failed > 10, "some faults cost requests, or they are none"
+    assert tally.preemptions > 5, "some requests give way to others, or classes are none"
 
 
 def test_a_seed_is_the_same_schedule_in_every_process() -> None:
@@ -102,6 +103,14 @@ class ForgetsRunningOnes(Core):
         request.pass_id = pass_id
 
 
+class KeepsNothingOfThePreempted(Core):
+    """Has them begin again, though their clients hold a part of the answer already."""
+
+    def _preempt(self, request: Request) -> None:
+        del request.tokens[len(request.new.prompt) :]
+        super()._preempt(request)
+
+
 class ReleasesNothingAtTheTarget(Core):
     def _release_everywhere(self, request: Request) -> None:
         self._commands += self._drafting.release(request)
@@ -136,6 +145,11 @@ def test_an_answer_for_another_committed_len_would_be_wrong_tokens() -> None:
 
 def test_a_request_that_is_not_opened_again_would_never_end() -> None:
     assert found_by(ForgetsRunningOnes).unended > 0
+
+
+def test_a_preempted_request_that_begins_again_would_repeat_tokens() -> None:
+    tally = found_by(KeepsNothingOfThePreempted)
+    assert tally.repeated + tally.wrong > 0
 
 
 def test_a_request_that_is_not_released_would_be_a_leak() -> None:
