@@ -1,7 +1,6 @@
 """What is refused before any work is done: every field of a request against what this server can do.
 
-A message names the field, the value and the limit. A field that is known but not served yet is refused
-by name (UNIMPLEMENTED): ignoring it would give a wrong answer that looks right.
+A message names the field, the value and the limit.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from outrider.errors import InvalidRequest, ModelNotFound, PermissionDenied, Unsupported, shown
+from outrider.errors import InvalidRequest, ModelNotFound, PermissionDenied, shown
 from outrider.types import Message
 from outrider.v1 import inference_pb2 as pb
 from scheduler.resume import check_resume
@@ -37,8 +36,9 @@ def check_request(request: pb.GenerateRequest, limits: ModelLimits, drafters: Co
     """Everything that can be said without the prompt's tokens."""
     if request.model and request.model != limits.model:
         raise ModelNotFound(f"model is {shown(request.model)}: this server serves {limits.model!r}")
-    if request.service_class not in (pb.SERVICE_CLASS_UNSPECIFIED, pb.SERVICE_CLASS_STANDARD):
-        raise Unsupported(f"service_class is {request.service_class}: this server serves STANDARD (2) only")
+    if request.service_class not in pb.ServiceClass.values():
+        known = "it must be INTERACTIVE (1), STANDARD (2) or BATCH (3)"
+        raise InvalidRequest.of("service_class", request.service_class, known)
     check_sampling(request.sampling, limits.vocab_size)
     # One that is resumed was admitted before; its drafters may not have found this life of the scheduler yet.
     wanted = () if request.HasField("resume_from") else request.speculation.drafters

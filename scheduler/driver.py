@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from outrider.errors import OutriderError, Overloaded, ServerUnavailable
 from outrider.types import TokenLogprobs, TokenSource
@@ -105,15 +105,26 @@ class Driver:
             raise ServerUnavailable("the server is starting: its target is not there yet", retry_after_s=1.0)
         return self.model
 
-    def check_room(self, num_answers: int) -> None:
-        """Raises Overloaded, with the expected wait for places in the queue, when there are not enough."""
+    def check_room(self, num_answers: int, tenant: str, num_coming: int = 0) -> None:
+        """Raises Overloaded, with the expected wait for places in the queue, when there are not enough, also for the
+        `num_coming` answers of anybody that were promised one.
+
+        A tenant that is known has at most as many requests waiting as there are places left: one alone comes to half of
+        the queue, and whoever comes second finds room.
+        """
         num_running, num_queued = self.core.num_running, self.core.num_queued
         num_free = self._max_queued_requests - num_queued + self._config.max_running_requests - num_running
-        if num_answers > num_free:
-            # As long as the queue takes to empty: by how long requests have run, and how many do at once.
-            wait_s = max(self._request_s * num_queued / max(num_running, 1), 0.1)
-            text = f"{num_running} requests run and {num_queued} wait, which is the limit"
-            raise Overloaded(f"{text}: come back in {wait_s:.1f} s", retry_after_s=wait_s)
+        if num_coming + num_answers > num_free:
+            self._refuse(f"{num_running} requests run and {num_queued} wait, which is the limit", num_queued)
+        num_own = self.core.num_queued_of(tenant)
+        if tenant and num_own + num_answers > num_free:
+            text = f"{num_own} requests of tenant {tenant!r} wait, and one tenant may have as many as places are left"
+            self._refuse(f"{text}, {num_free}", num_own)
+
+    def _refuse(self, why: str, num_before: int) -> NoReturn:
+        # As long as those before it take to start: by how long requests have run, and how many do at once.
+        wait_s = max(self._request_s * num_before / max(self.core.num_running, 1), 0.1)
+        raise Overloaded(f"{why}: come back in {wait_s:.1f} s", retry_after_s=wait_s)
 
     def submit(self, request: NewRequest) -> Mailbox:
         mailbox = self._mailboxes[request.number] = Mailbox()

@@ -39,6 +39,7 @@ from scheduler.responses import SentTokens, finished, started
 from scheduler.resume import replayed
 from scheduler.seeds import answer_seed
 from scheduler.served_model import ServedModel
+from scheduler.tenants import tenant
 from scheduler.text import TextStream
 
 SERVICE_NAME = "outrider.v1.Inference"
@@ -133,7 +134,7 @@ class InferenceService:
         with self.calls.entered(request) as call:
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             answers = await self._admit(request, context.time_remaining())
-            self._driver.check_room(len(answers))
+            self._driver.check_room(len(answers), tenant.get())
             call.note_answers([answer.new.number for answer in answers])
             mailboxes = [self._mailbox(answer) for answer in answers]
             try:
@@ -159,7 +160,7 @@ class InferenceService:
         limits = self._model_limits(model)
         check_request(request, limits, self._driver.drafter_names)
         num_answers = request.sampling.n or 1
-        self._driver.check_room(self._num_coming + num_answers)
+        self._driver.check_room(num_answers, tenant.get(), self._num_coming)
         self._num_coming += num_answers
         try:
             prompt = await asyncio.to_thread(encode_prompt, request, model.tokenizer, limits)
@@ -199,6 +200,8 @@ class InferenceService:
             max_nodes=0 if off else request.speculation.max_nodes or self._limits.max_nodes,
             deadline_s=deadline_s,
             resumed=list(request.resume_from.ids),
+            service_class=request.service_class or pb.SERVICE_CLASS_STANDARD,
+            tenant=tenant.get(),
         )
         text = _text_stream(sampling, model)
         return _Answer(0, new, text, *replayed(new, text, now_s))

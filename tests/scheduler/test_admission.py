@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from outrider.errors import InvalidRequest, ModelNotFound, OutriderError, PermissionDenied, Unsupported
+from outrider.errors import InvalidRequest, ModelNotFound, OutriderError, PermissionDenied
 from outrider.v1 import inference_pb2 as pb
 from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
 from scheduler.tokenizer import Tokenizer
@@ -79,9 +79,8 @@ REFUSED = [
     (request_of(resume_from={"ids": [1]}), InvalidRequest, ["sampling.seed is not set", "resume_from"]),
     (request_of(resume_from={"ids": [1, 300]}, sampling={"seed": 1}), InvalidRequest, ["resume_from.ids[1]", "300"]),
     (request_of(resume_from={"ids": [1]}, sampling={"seed": 1, "n": 2}), InvalidRequest, ["sampling.n is 2"]),
-    (request_of(service_class="SERVICE_CLASS_BATCH"), Unsupported, ["service_class"]),
     (request_of(model="m" * 20_000), ModelNotFound, ["model", "..."]),
-    (request_of(service_class=99), Unsupported, ["service_class", "99"]),
+    (request_of(service_class=99), InvalidRequest, ["service_class is 99", "BATCH (3)"]),
 ]
 
 

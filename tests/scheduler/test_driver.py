@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 
+from outrider.errors import Overloaded
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2
 from scheduler import links
 from scheduler.core import CoreConfig
@@ -21,6 +23,7 @@ from scheduler.links import DrafterLink, Link, TargetLink
 from scheduler.outbox import OrderOutbox
 from scheduler.served_model import ServedModel
 from scheduler.tokenizer import Tokenizer
+from tests.scheduler.classes import asked
 
 TIMEOUT_S = 60.0
 
@@ -178,6 +181,36 @@ async def test_overlapping_changes_of_workers_end_with_the_last_one() -> None:
     await asyncio.gather(driver.set_workers(addresses, addresses), driver.stop())
     assert not list(driver.target_links)
     assert not list(driver.drafter_links)
+
+
+async def test_of_a_queue_no_tenant_takes_more_than_it_leaves() -> None:
+    """Ten places: one tenant comes to half of them, the next ones to half of the rest; who is not known to all."""
+    driver = Driver(CoreConfig(max_running_requests=2), max_queued_requests=8)
+    admitted: Counter[str] = Counter()
+
+    def ask_until_refused(tenant: str) -> None:
+        while True:
+            driver.check_room(1, tenant)
+            driver.submit(asked(driver.next_number(), tenant=tenant))
+            admitted[tenant] += 1
+
+    for tenant in ("a", "b", "c", "d", ""):
+        with pytest.raises(Overloaded) as caught:
+            ask_until_refused(tenant)
+        assert caught.value.retry_after_s is not None
+        if tenant == "a":
+            assert "5 requests of tenant 'a' wait" in str(caught.value)
+    assert admitted == {"a": 5, "b": 3, "c": 1, "d": 1}
+    assert "10 wait, which is the limit" in str(caught.value)
+    await driver.stop()
+
+
+async def test_answers_that_were_promised_a_place_count_as_if_they_waited() -> None:
+    driver = Driver(CoreConfig(max_running_requests=1), max_queued_requests=3)
+    driver.check_room(2, "", num_coming=2)
+    with pytest.raises(Overloaded):
+        driver.check_room(2, "", num_coming=3)
+    await driver.stop()
 
 
 class SlowCall:

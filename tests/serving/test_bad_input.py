@@ -104,10 +104,10 @@ BAD = {
         Code.INVALID_ARGUMENT,
         ["speculation.drafters[0]", "'oracle'", "itself, ngram"],
     ),
-    "a field that is not served yet": (
-        pb.GenerateRequest(text="a", service_class="SERVICE_CLASS_BATCH"),
-        Code.UNIMPLEMENTED,
-        ["service_class"],
+    "a service class that there is none of": (
+        pb.GenerateRequest(text="a", service_class=7),  # type: ignore[arg-type]
+        Code.INVALID_ARGUMENT,
+        ["service_class is 7", "BATCH (3)"],
     ),
     "held tokens without their seed": (
         pb.GenerateRequest(text="a", resume_from={"ids": [1]}),
