@@ -14,7 +14,7 @@ from outrider.client import DEFAULT_SERVER, INFO_TIMEOUT_S, Client
 from outrider.convert import Prompt
 from outrider.errors import OutriderError
 from outrider.options import Options, Server, Timeout, sampling_option, with_options
-from outrider.types import Answer, Message, SamplingParams, Speculation
+from outrider.types import Answer, Message, SamplingParams, ServiceClass, Speculation
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -29,24 +29,34 @@ class Ask:
     client: Client
     sampling: SamplingParams
     speculation: Speculation
+    service_class: ServiceClass | None
     timeout_s: float
     as_json: bool
 
     @classmethod
     def of(cls, client: Client, options: Options, n: int | None = None) -> Ask:
-        return cls(client, options.sampling(n), options.speculation(), options.timeout, options.as_json)
+        sampling, speculation = options.sampling(n), options.speculation()
+        return cls(client, sampling, speculation, options.service_class, options.timeout, options.as_json)
 
     def __call__(self, prompt: Prompt) -> Answer:
         """For one answer, shown while it comes."""
         generation = self.client.generate(
-            prompt, sampling=self.sampling, speculation=self.speculation, timeout_s=self.timeout_s
+            prompt,
+            sampling=self.sampling,
+            speculation=self.speculation,
+            service_class=self.service_class,
+            timeout_s=self.timeout_s,
         )
         return terminal.show_answer(generation, as_json=self.as_json)
 
     def for_all(self, prompt: Prompt) -> list[Answer]:
         """For n answers, shown when all are there."""
         answers = self.client.generate_all(
-            prompt, sampling=self.sampling, speculation=self.speculation, timeout_s=self.timeout_s
+            prompt,
+            sampling=self.sampling,
+            speculation=self.speculation,
+            service_class=self.service_class,
+            timeout_s=self.timeout_s,
         )
         terminal.show_answers(answers, as_json=self.as_json)
         return answers

@@ -16,7 +16,7 @@ from outrider.convert import Prompt
 from outrider.errors import DeadlineExceeded, InvalidRequest
 from outrider.generation import AllAnswers, AsyncGeneration, Generation, typed_errors
 from outrider.resume import Resuming
-from outrider.types import Answer, ModelInfo, SamplingParams, ServerInfo, Speculation
+from outrider.types import Answer, ModelInfo, SamplingParams, ServerInfo, ServiceClass, Speculation
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1 import inference_pb2_grpc
 
@@ -62,16 +62,19 @@ class Client:
         speculation: Speculation = _SERVER_SPECULATION,
         model: str = "",
         request_id: str = "",
+        service_class: ServiceClass | None = None,
         timeout_s: float | None = GENERATE_TIMEOUT_S,
     ) -> Generation:
         """Starts an answer to a text, to token ids or to a chat (dicts with role and content).
 
         Returns at once; errors of the server come out of the iteration. `timeout_s` is for the whole
         answer, None for no limit. An empty `model` is the one that the server serves, an empty
-        `request_id` lets it draw one.
+        `request_id` lets it draw one. `service_class` says how urgent the answer is, None: standard.
         """
         _check_one_answer(sampling)
-        request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
+        request = convert.request_to_proto(
+            prompt, sampling, speculation, model=model, request_id=request_id, service_class=service_class
+        )
         return Generation(self._stub.Generate, request, _checked(timeout_s), self._resuming)
 
     def generate_all(
@@ -82,13 +85,16 @@ class Client:
         speculation: Speculation = _SERVER_SPECULATION,
         model: str = "",
         request_id: str = "",
+        service_class: ServiceClass | None = None,
         timeout_s: float | None = GENERATE_TIMEOUT_S,
     ) -> list[Answer]:
         """`sampling.n` answers to one prompt, whose tokens are computed once. Waits for all of them.
 
         Each has its own seed, with which it can be had again alone. An error of one ends all.
         """
-        request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
+        request = convert.request_to_proto(
+            prompt, sampling, speculation, model=model, request_id=request_id, service_class=service_class
+        )
         return AllAnswers(request, sampling.n or 1, _checked(timeout_s), self._resuming).read(self._stub.Generate)
 
     def model_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ModelInfo:
@@ -141,11 +147,14 @@ class AsyncClient:
         speculation: Speculation = _SERVER_SPECULATION,
         model: str = "",
         request_id: str = "",
+        service_class: ServiceClass | None = None,
         timeout_s: float | None = GENERATE_TIMEOUT_S,
     ) -> AsyncGeneration:
         """Starts an answer, as `Client.generate`; there is nothing to await before the iteration."""
         _check_one_answer(sampling)
-        request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
+        request = convert.request_to_proto(
+            prompt, sampling, speculation, model=model, request_id=request_id, service_class=service_class
+        )
         return AsyncGeneration(self._stub.Generate, request, _checked(timeout_s), self._resuming)
 
     async def generate_all(
@@ -156,10 +165,13 @@ class AsyncClient:
         speculation: Speculation = _SERVER_SPECULATION,
         model: str = "",
         request_id: str = "",
+        service_class: ServiceClass | None = None,
         timeout_s: float | None = GENERATE_TIMEOUT_S,
     ) -> list[Answer]:
         """`sampling.n` answers to one prompt, as `Client.generate_all`."""
-        request = convert.request_to_proto(prompt, sampling, speculation, model=model, request_id=request_id)
+        request = convert.request_to_proto(
+            prompt, sampling, speculation, model=model, request_id=request_id, service_class=service_class
+        )
         answers = AllAnswers(request, sampling.n or 1, _checked(timeout_s), self._resuming)
         return await answers.read_async(self._stub.Generate)
 

@@ -17,6 +17,7 @@ from outrider.types import (
     ModelInfo,
     SamplingParams,
     ServerInfo,
+    ServiceClass,
     Speculation,
     SpeculationMode,
     SpeculationStats,
@@ -39,6 +40,11 @@ _RULES: dict[AcceptanceRule, pb.AcceptanceRule] = {
     "coupled": pb.ACCEPTANCE_RULE_COUPLED,
     "rejection": pb.ACCEPTANCE_RULE_REJECTION,
     "typical": pb.ACCEPTANCE_RULE_TYPICAL,
+}
+_CLASSES: dict[ServiceClass, pb.ServiceClass] = {
+    "interactive": pb.SERVICE_CLASS_INTERACTIVE,
+    "standard": pb.SERVICE_CLASS_STANDARD,
+    "batch": pb.SERVICE_CLASS_BATCH,
 }
 _REASONS: dict[FinishReason, pb.FinishReason] = {
     "end": pb.FINISH_REASON_END,
@@ -66,9 +72,12 @@ def request_to_proto(
     *,
     model: str = "",
     request_id: str = "",
+    service_class: ServiceClass | None = None,
 ) -> pb.GenerateRequest:
     """Raises TypeError for a value of the wrong type, InvalidRequest for one that no server could take."""
-    request = _fill(pb.GenerateRequest, "", {"request_id": request_id, "model": model})
+    values = {"request_id": request_id, "model": model}
+    number = _number_of(_CLASSES, service_class, "service_class")
+    request = _fill(pb.GenerateRequest, "", values | {"service_class": number})
     request.MergeFrom(_prompt_to_proto(prompt))
     request.sampling.CopyFrom(sampling_to_proto(sampling))
     request.speculation.CopyFrom(speculation_to_proto(speculation))

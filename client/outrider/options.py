@@ -16,7 +16,7 @@ from typing import Annotated, Any, Concatenate, NamedTuple, get_type_hints
 import typer
 
 from outrider.client import DEFAULT_SERVER, GENERATE_TIMEOUT_S
-from outrider.types import AcceptanceRule, SamplingParams, Speculation, SpeculationMode
+from outrider.types import AcceptanceRule, SamplingParams, ServiceClass, Speculation, SpeculationMode
 
 Server = Annotated[
     str, typer.Option(envvar="OUTRIDER_SERVER", metavar="HOST:PORT", help="The Outrider server to talk to.")
@@ -64,6 +64,10 @@ class Options:
 
     server: Server = DEFAULT_SERVER
     timeout: Timeout = GENERATE_TIMEOUT_S
+    service_class: Annotated[
+        ServiceClass | None,
+        typer.Option(help="How urgent it is: who starts first, and who gives way under load. Unset: standard."),
+    ] = None
 
     max_tokens: Annotated[int | None, sampling_option(help="Tokens of the answer at most. Unset: 256.")] = None
     temperature: Annotated[float | None, sampling_option(help="0 is greedy. Unset: 1.")] = None

@@ -12,6 +12,7 @@ from typing import Literal, TypedDict
 
 SpeculationMode = Literal["auto", "off"]
 AcceptanceRule = Literal["coupled", "rejection", "typical"]
+ServiceClass = Literal["interactive", "standard", "batch"]
 FinishReason = Literal["end", "stop", "length"]
 TokenSource = Literal["target", "draft"]
 

@@ -19,7 +19,7 @@ from outrider.convert import (
     tokens_from_proto,
 )
 from outrider.errors import InternalError, InvalidRequest
-from outrider.types import TokenLogprobs
+from outrider.types import ServiceClass, TokenLogprobs
 from outrider.v1 import inference_pb2 as pb
 from tests.client.fake_inference import MODEL_INFO, SERVER_INFO
 
@@ -91,6 +91,24 @@ def test_zero_and_false_are_said_not_unset() -> None:
 
 def test_all_sampling_fields_together_reach_the_message() -> None:
     assert fields_set(sampling_to_proto(EVERY_FIELD)) == {f.name for f in fields(SamplingParams)} - set(CONSTRAINTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("interactive", pb.SERVICE_CLASS_INTERACTIVE),
+        ("standard", pb.SERVICE_CLASS_STANDARD),
+        ("batch", pb.SERVICE_CLASS_BATCH),
+    ],
+)
+def test_a_service_class_reaches_the_message(name: ServiceClass, number: int) -> None:
+    request = request_to_proto("a", SamplingParams(), Speculation(), service_class=name)
+    assert request.service_class == number
+
+
+def test_a_service_class_that_there_is_none_of_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="service_class is 'urgent': it must be one of interactive, "):
+        request_to_proto("a", SamplingParams(), Speculation(), service_class="urgent")  # type: ignore[arg-type]
 
 
 def test_two_constraints_are_refused_by_name() -> None:

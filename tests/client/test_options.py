@@ -20,7 +20,7 @@ ALL_BUT_STRUCTURE = (
     " --repetition-penalty 1.5 --presence-penalty -0.5 --frequency-penalty 0.125"
     " --logit-bias 284=-5 --logit-bias 7=1e2 --bad-word no --bad-word never --allowed-token 284 --allowed-token 7"
     " --min-tokens 2 --stop END --stop STOP --stop-token 4 --stop-token 5 --include-stop --ignore-eos"
-    " --logprobs 3 --keep-special-tokens"
+    " --logprobs 3 --keep-special-tokens --service-class batch"
     " --speculation off --drafter ngram --drafter small --max-nodes 6 --rule rejection"
 )
 SAMPLING = pb.SamplingParams(
@@ -70,6 +70,7 @@ def test_every_option_reaches_the_request(server: str, fake: FakeInference, comm
     assert done.exit_code == 0, done.output
     assert fake.requests[0].sampling == SAMPLING
     assert fake.requests[0].speculation == SPECULATION
+    assert fake.requests[0].service_class == pb.SERVICE_CLASS_BATCH
 
 
 def test_no_field_of_the_contract_is_without_an_option(server: str, fake: FakeInference) -> None:
@@ -86,6 +87,7 @@ def test_an_option_that_is_not_given_stays_unset(server: str, fake: FakeInferenc
     assert runner.invoke(app, [*command, "--server", server]).exit_code == 0
     assert fake.requests[0].sampling == pb.SamplingParams()
     assert fake.requests[0].speculation == pb.SpeculationParams()
+    assert not fake.requests[0].HasField("service_class")
 
 
 STRUCTURES = [
