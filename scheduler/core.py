@@ -59,6 +59,7 @@ from scheduler.policy.policy import PassInFlight, PassReport, Policy, context_of
 from scheduler.policy.price import Price
 from scheduler.preemption import Capacity, who_gives_way
 from scheduler.request import DrafterHealth, Request, TargetView
+from scheduler.totals import Totals
 from scheduler.waitlist import Waitlist
 
 MAX_UNANSWERED_PASSES = 3  # of one request, in a row
@@ -74,16 +75,6 @@ class CoreConfig:
     # Set: each row waits so long for its draft, and all nodes are verified. Unset: the price decides.
     draft_wait_s: float | None = None
     run_ahead: int = RUN_AHEAD  # times a pass's nodes: what a drafter may have waiting, those in flight among them
-
-
-@dataclass(slots=True)
-class Totals:
-    """Since the core was made. Times are by the target's own clock."""
-
-    num_passes: int = 0
-    busy_s: float = 0.0
-    bubble_s: float = 0.0  # it had no pass while requests ran
-    num_preemptions: int = 0  # by the scheduler
 
 
 class Core:
@@ -114,7 +105,7 @@ class Core:
         late_after_s = LATE_AFTER_S if wait_s is None else wait_s
         self._drafting = Drafting(late_after_s, config.run_ahead, self._policy, self._running, self._epochs)
         self.num_free_kv_blocks = 0
-        self.totals = Totals()
+        self.totals = Totals()  # without the requests that go on
         self._had_work = False  # when the last pass ended
 
     # ── what the outside may ask ────────────────────────────────────────────────────────────────────
@@ -133,6 +124,9 @@ class Core:
     @property
     def has_target(self) -> bool:
         return self._target is not None
+
+    def totals_now(self) -> Totals:
+        return self.totals.with_those(request.stats for request in self._requests.values())
 
     def health(self, worker: str, drafter: str) -> DrafterHealth:
         return self._drafting.health(worker, drafter)
@@ -225,7 +219,6 @@ class Core:
         self._release_everywhere(request)
         request.close()
         request.stats.num_preemptions += 1
-        self.totals.num_preemptions += 1
         self._waitlist.put_back(request)
 
     def _may_start(self, request: Request) -> bool:
@@ -275,6 +268,7 @@ class Core:
         """Forget a request, and have every worker forget it. Another may have its place."""
         self._asleep_until_s = float("-inf")
         del self._requests[request.number]
+        self.totals.add(request.stats)
         if request.number in self._running:
             del self._running[request.number]
             self._release_everywhere(request)
@@ -311,7 +305,8 @@ class Core:
         for row in rows:
             request = self._running[row.request]
             request.pass_id = pass_id
-            request.stats.num_drafted_nodes += len(row.node_tokens)
+            request.num_nodes_sent = len(row.node_tokens)
+            request.stats.num_drafted_nodes += request.num_nodes_sent
         sent = PassInFlight(
             pass_id=pass_id,
             requests=[row.request for row in rows],

@@ -76,6 +76,7 @@ class Drafting:
     def _has_turn(self, health: DrafterHealth) -> bool:
         if self.is_starved(health) and health.num_skipped < TRIED_EVERY - 1:
             health.num_skipped += 1
+            health.num_orders_skipped += 1
             return False
         health.num_skipped = 0
         return True
@@ -111,6 +112,7 @@ class Drafting:
             if now_s < view.ordered_s + self._late_after_s:
                 return
             del self._unanswered[view]
+            view.health.num_times_late += not view.health.is_late
             view.health.is_late = True
 
     def grow(self, grown: Growth, vocab_size: int, now_s: float) -> list[SendOrder]:
@@ -118,6 +120,7 @@ class Drafting:
         request = self._running.get(grown.request)
         view = request.drafters.get(grown.drafter) if request is not None else None
         if request is None or view is None or (view.worker, view.epoch) != (grown.worker, grown.epoch):
+            self.health(grown.worker, grown.drafter).num_stale_reports += 1
             return []
         if grown.is_prefix_missing:
             return self._reopen(request, view, now_s)
@@ -125,6 +128,8 @@ class Drafting:
             return []  # no drafter knows more than the scheduler
         if not request.new.is_drawn_for or grown.committed_len == request.committed_len:
             self._add_nodes(request, view, grown, vocab_size)
+        else:
+            view.health.num_dropped_nodes += len(grown.tokens)
         if view.ordered_len is None or grown.committed_len < view.ordered_len:
             return []
         return self._note_answer(request, view, grown.is_done, now_s)
@@ -177,6 +182,7 @@ class Drafting:
             max_nodes=request.new.max_nodes * (1 if request.new.is_drawn_for else self._run_ahead),
             min_survival=0.0 if self.is_starved(view.health) else self._policy.min_survival,
         )
+        view.health.num_orders += 1
         view.num_reports, view.began_empty = 0, not len(request.tree)
         view.told_len = view.ordered_len = request.committed_len
         view.ordered_s, view.is_silent = now_s, True
@@ -193,8 +199,11 @@ class Drafting:
 
     def _note_answer(self, request: Request, view: DrafterView, is_done: bool, now_s: float) -> list[SendOrder]:
         """Something has come for the newest order. A drafter that kept nobody waiting is not late any more."""
-        if view.is_silent and now_s - view.ordered_s <= self._late_after_s:
-            view.health.is_late = False
+        if view.is_silent:
+            view.health.num_answers += 1
+            view.health.answer_s += now_s - view.ordered_s
+            if now_s - view.ordered_s <= self._late_after_s:
+                view.health.is_late = False
         view.is_silent = False
         self._unanswered.pop(view, None)
         if view.ordered_len == request.committed_len:
@@ -210,6 +219,7 @@ class Drafting:
         with a law that they can't have been drawn from; and whatever would make the tree too large.
         """
         drafted = request.stats.drafters.setdefault(view.drafter, DrafterCount())
+        num_drafted_before = drafted.num_drafted_nodes
         is_drawn_for = request.new.is_drawn_for
         laws = grown.laws if grown.laws and is_drawn_for else [None] * len(grown.tokens)
         tree, places, guesses = request.tree, view.places, request.new.guesses
@@ -230,6 +240,7 @@ class Drafting:
             node.chance = self.survival.chance(node.votes, guesses)
             places.put(number, node)
             drafted.num_drafted_nodes += 1
+        view.health.num_dropped_nodes += len(grown.tokens) - (drafted.num_drafted_nodes - num_drafted_before)
 
 
 def _can_be_drawn(token: int, law: DraftLaw | None, siblings: Mapping[int, Node], vocab_size: int) -> bool:

@@ -5,6 +5,7 @@ Plain values. The service and the links translate between these and gRPC.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -258,13 +259,20 @@ class RequestStats:
     """What a request cost and gained. Times are seconds on the core's clock."""
 
     submitted_s: float
+    num_prompt_tokens: int = 0
     started_s: float | None = None  # left the queue, for the first time
     first_token_s: float | None = None
     finished_s: float | None = None
     num_cached_prompt_tokens: int = 0
-    num_passes: int = 0
-    num_drafted_nodes: int = 0
+    num_generated_tokens: int = 0  # not those that the client held already
+    num_passes: int = 0  # that committed tokens
+    num_drafts: int = 0  # of them: with nodes
+    num_drafted_nodes: int = 0  # in all passes, also those without an answer
+    num_verified_nodes: int = 0
     num_accepted_tokens: int = 0
+    num_accepted: Counter[int] = field(
+        default_factory=Counter
+    )  # passes, by how many tokens they accepted; not with none
     num_hits: int = 0  # verdicts after which a node was there already
     hit_depth: int = 0  # how deep the tree was then, summed up over the hits
     num_preemptions: int = 0

@@ -33,6 +33,14 @@ class DrafterHealth:
     acceptance: float = 1.0  # how often its best guess behind the root was the choice; recent ones count most
     num_verdicts: int = 0
     num_skipped: int = 0  # orders that it was not sent since the last one, its guesses being worth no pass time
+    # Since it is here; nothing is decided by these.
+    num_orders: int = 0
+    num_orders_skipped: int = 0
+    num_answers: int = 0  # orders for which something came
+    answer_s: float = 0.0  # that it took to come, summed up
+    num_times_late: int = 0
+    num_stale_reports: int = 0  # for a request, or an epoch of it, that is over
+    num_dropped_nodes: int = 0  # that had no place in their tree: verdicts had overtaken them, or they made no sense
 
     def learn(self, *, is_accepted: bool) -> None:
         self.num_verdicts += 1
@@ -77,13 +85,14 @@ class Request:
         self.target = TargetView()
         self.drafters: dict[str, DrafterView] = {}  # by the drafter's name
         self.assigned = 0  # the drafting's generation in which it got them
-        self.stats = RequestStats(submitted_s=now_s)
+        self.stats = RequestStats(submitted_s=now_s, num_prompt_tokens=len(new.prompt))
         self.num_unanswered = 0  # passes in a row that the target did not answer in time
         self.refused_since_s: float | None = None  # the target has no blocks for it since then
         self.not_before_s = float("-inf")  # its next row waits until then
         self.pass_id: int | None = None  # that its row is in
         self.is_paid_for = False  # what its class was due pays for it: it is not preempted
         self.num_passed_over = 0  # passes in a row that went without its prompt
+        self.num_nodes_sent = 0  # in its newest row
         self._candidates: tuple[int, Sequence[Node], NDArray[np.float64]] | None = None  # of a version of the tree
 
     @property
@@ -155,6 +164,7 @@ class Request:
                 reason = "length"
                 break
         num_accepted = min(len(kept), len(walked) - 1)
+        self.stats.num_generated_tokens += len(kept)
         self._count(kept[:num_accepted])
         self._move_root(kept)
         self.tokens.extend(kept)
@@ -183,7 +193,11 @@ class Request:
 
     def _count(self, accepted: Sequence[int]) -> None:
         self.stats.num_passes += 1
+        self.stats.num_drafts += self.num_nodes_sent > 0
+        self.stats.num_verified_nodes += self.num_nodes_sent
         self.stats.num_accepted_tokens += len(accepted)
+        if accepted:
+            self.stats.num_accepted[len(accepted)] += 1
         for depth in range(1, len(accepted) + 1):
             node = self.tree.find(accepted[:depth])
             for source in node.votes if node is not None else ():

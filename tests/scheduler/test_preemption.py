@@ -127,7 +127,7 @@ def test_nobody_preempts_its_own_class_or_a_more_urgent_one() -> None:
     core = core_of(2)
     for number, service_class in enumerate([STANDARD, INTERACTIVE, STANDARD, BATCH], 1):
         core.handle(Submitted(asked(number, service_class)), 0.0)
-    assert (running(core), core.totals.num_preemptions) == ([1, 2], 0)
+    assert (running(core), core.totals_now().num_preemptions) == ([1, 2], 0)
 
 
 def test_nothing_gives_way_where_all_of_it_would_not_be_enough() -> None:
@@ -185,7 +185,7 @@ def test_every_answer_is_the_true_one_however_often_its_request_was_preempted(se
         assert world.streams[each].tokens == true_answer(new)
         assert finish.stats.num_cached_prompt_tokens <= len(new.prompt)
     counted = sum(stream.finish.stats.num_preemptions for stream in world.streams.values() if stream.finish)
-    assert counted == world.core.totals.num_preemptions > 0
+    assert counted == world.core.totals_now().num_preemptions > 0
     assert (world.core.num_running, world.core.num_queued, world.target) == (0, 0, {})
 
 

@@ -54,7 +54,7 @@ def test_interactive_requests_preempt_batch_ones_and_every_answer_is_the_undistu
     numbers = range(NUM_BATCH + NUM_INTERACTIVE)
     with Client(cell.endpoint) as client, ThreadPoolExecutor(len(numbers)) as threads:
         alone = [whole(client, number, None).token_ids for number in numbers]
-        assert cell.look(lambda core: core.totals.num_preemptions) == 0
+        assert cell.look(lambda core: core.totals_now().num_preemptions) == 0
         batch = [ask(client, number, "batch") for number in range(NUM_BATCH)]
         for answer in batch[:NUM_PLACES]:
             next(answer)  # they run
@@ -63,6 +63,6 @@ def test_interactive_requests_preempt_batch_ones_and_every_answer_is_the_undistu
         answers = [done for each in rest if (done := each.result()[-1]) is not None]
         answers += [each.result() for each in urgent]
     assert [answer.token_ids for answer in answers] == alone
-    assert cell.look(lambda core: core.totals.num_preemptions) >= NUM_PLACES
+    assert cell.look(lambda core: core.totals_now().num_preemptions) >= NUM_PLACES
     for answer in answers:
         assert answer.usage.num_cached_prompt_tokens <= answer.usage.num_prompt_tokens
