@@ -71,6 +71,9 @@ class SchedulerSection(Section):
     listen: Address = Field(
         default=f"127.0.0.1:{DEFAULT_PORT}", description="where clients come to; port 0 picks a free one"
     )
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="of the same host, for Prometheus; 0 picks a free one; unset: none"
+    )
     max_running_requests: Count = 32
     max_queued_requests: Count = 256
     max_nodes: int = Field(default=8, ge=0, description="draft nodes of one request in one pass")

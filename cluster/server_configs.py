@@ -20,6 +20,7 @@ def scheduler_config(section: SchedulerSection, listen: str) -> SchedulerConfig:
 
     return SchedulerConfig(
         listen=listen,
+        metrics_port=section.metrics_port,
         max_running_requests=section.max_running_requests,
         max_queued_requests=section.max_queued_requests,
         max_nodes=section.max_nodes,

@@ -13,6 +13,7 @@ from outrider.errors import OutriderError, Overloaded, ServerUnavailable
 from outrider.types import TokenLogprobs, TokenSource
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.target_pb2 import TargetDescription
+from scheduler.answer_times import AnswerTimes, Pace
 from scheduler.core import Core, CoreConfig
 from scheduler.events import (
     Cancelled,
@@ -50,6 +51,7 @@ class Mailbox:
     sources: list[TokenSource] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     finish: Finish | None = None
+    pace: Pace = field(default_factory=Pace)
     _is_filled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, command: Emit | Finish) -> None:
@@ -76,6 +78,7 @@ class Driver:
 
     def __init__(self, config: CoreConfig, max_queued_requests: int) -> None:
         self.core = Core(config)
+        self.times = AnswerTimes()
         self.model: ServedModel | None = None
         self.drafter_names: set[str] = set()  # all that ever were here: one that restarts is no unknown name
         self._config = config
@@ -127,19 +130,24 @@ class Driver:
         raise Overloaded(f"{why}: come back in {wait_s:.1f} s", retry_after_s=wait_s)
 
     def submit(self, request: NewRequest) -> Mailbox:
-        mailbox = self._mailboxes[request.number] = Mailbox()
+        mailbox = self._mailboxes[request.number] = Mailbox(pace=Pace(self.now_s))
         self.post(Submitted(request))
         return mailbox
 
     def cancel(self, number: int) -> None:
         """Release all that a request holds; nothing happens if it has finished. Its mailbox is closed."""
-        if self._mailboxes.pop(number, None) is not None:
+        mailbox = self._mailboxes.pop(number, None)
+        if mailbox is not None:
+            if mailbox.finish is None:
+                self.times.note_abandoned()
             self.post(Cancelled(number))
 
     def end(self, number: int, error: OutriderError) -> None:
         """Release all that a request holds, and have its stream end with an error. Nothing if it has finished."""
         mailbox = self._mailboxes.pop(number, None)
         if mailbox is not None:
+            if mailbox.finish is None:
+                self.times.note_failure(error)
             self.post(Cancelled(number))
             mailbox.put(Finish(number, None, None, error, RequestStats(self.now_s)))
 
@@ -172,10 +180,14 @@ class Driver:
                 self._deliver(command)
 
     def _deliver(self, command: Emit | Finish) -> None:
-        if isinstance(command, Finish) and command.stats.started_s is not None:
-            ran_s = (command.stats.finished_s or self.now_s) - command.stats.started_s
-            self._request_s += 0.1 * (ran_s - self._request_s)
         mailbox = self._mailboxes.get(command.request)
+        if isinstance(command, Finish):
+            self.times.note_finish(command)
+            if command.stats.started_s is not None:
+                ran_s = (command.stats.finished_s or self.now_s) - command.stats.started_s
+                self._request_s += 0.1 * (ran_s - self._request_s)
+        elif mailbox is not None:
+            mailbox.pace.note(len(command.tokens), self.now_s, self.times)
         if mailbox is not None:
             mailbox.put(command)
 

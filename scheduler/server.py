@@ -20,6 +20,7 @@ from scheduler.core import CoreConfig
 from scheduler.drafting import RUN_AHEAD
 from scheduler.driver import Driver
 from scheduler.information import ServiceLimits
+from scheduler.metrics_server import MetricsServer
 from scheduler.service import SERVICE_NAME, InferenceService
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,13 @@ def spare_collector() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """`listen`: host:port of the public service; port 0 takes a free one."""
+    """`listen`: host:port of the public service; port 0 takes a free one.
+
+    `metrics_port`: on the same host, for Prometheus; 0 takes a free one, None: not served.
+    """
 
     listen: str = f"127.0.0.1:{DEFAULT_PORT}"
+    metrics_port: int | None = None
     max_running_requests: int = 32
     max_queued_requests: int = 256
     max_nodes: int = 8
@@ -68,6 +73,8 @@ class SchedulerServer:
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._health_task: asyncio.Task[None] | None = None
+        self._metrics: MetricsServer | None = None
+        self.metrics_address: str | None = None  # host:port, where they are served
 
     async def start(self) -> str:
         """Serve; returns host:port. Raises InternalError when the address can't be had."""
@@ -96,6 +103,10 @@ class SchedulerServer:
         await self._server.start()
         self._health_task = asyncio.create_task(self._keep_health(self._driver))
         host = config.listen.rpartition(":")[0]
+        if config.metrics_port is not None:
+            metrics = MetricsServer(self._driver)
+            self.metrics_address = await metrics.start(host, config.metrics_port)
+            self._metrics = metrics
         log.info("scheduler serves at %s:%d", host, port)
         return f"{host}:{port}"
 
@@ -119,6 +130,8 @@ class SchedulerServer:
             self._health_task.cancel()
         await self._health.enter_graceful_shutdown()
         await self._service.drain(grace_s)
+        if self._metrics is not None:
+            await self._metrics.stop()
         await server.stop(_CLOSE_S)
         await self._driver.stop()
 

@@ -119,11 +119,15 @@ class InferenceService:
     async def _generate(
         self, request: pb.GenerateRequest | Malformed, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
+        is_admitted = False
         try:
             async with aclosing(self.generate(request, context)) as responses:
                 async for response in responses:
+                    is_admitted = True
                     yield response
         except OutriderError as err:
+            if not is_admitted:
+                self._driver.times.note_refusal(err)
             await _abort(context, err)
 
     async def generate(

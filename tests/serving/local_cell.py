@@ -79,6 +79,11 @@ class LocalCell:
         await self._scheduler.start()
         await self._scheduler.set_workers([self.target_address], list(self.drafters))
 
+    @property
+    def metrics_address(self) -> str:
+        assert self._scheduler.metrics_address is not None, "the scheduler's metrics_port is not set"
+        return self._scheduler.metrics_address
+
     def held(self) -> dict[str, int]:
         """What the scheduler holds for requests, by kind, and how many tasks run on the cell's event loop."""
         counts: dict[str, int] = self._run(self._held())
