@@ -26,6 +26,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "hub model, ranks": ("--set", "cell.target.model=org/name,cell.target.tensor_parallel=2,models.hubTokenSecret=h"),
     "alone": ("--set-json", "cell.drafters=[]", "--set", "draft.minReplicas=0,draft.maxReplicas=0"),
     "nothing optional": ("--set", "networkPolicy.enabled=false,podDisruptionBudgets=false,upgradeStrategy=None"),
+    "watched": ("--set", "metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true"),
+    "unwatched": ("--set", "metrics.enabled=false"),
     "pinned image": ("--set", "image.digest=sha256:" + "0" * 64, "--set-json", 'image.pullSecrets=["s"]'),
     "placed": ("--set", "target.priorityClassName=high,target.runtimeClassName=nvidia,env.HTTPS_PROXY=http://p:1"),
 }
@@ -48,6 +50,11 @@ class Release:
     def one(self, kind: str) -> dict[str, Any]:
         [item] = self.all(kind)
         return item
+
+    @cached_property
+    def cell_toml(self) -> str:
+        [text] = [item["data"]["cell.toml"] for item in self.all("ConfigMap") if "cell.toml" in item["data"]]
+        return str(text)
 
     @cached_property
     def cluster(self) -> dict[str, Any]:

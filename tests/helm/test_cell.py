@@ -20,7 +20,7 @@ GPU = ("-f", "values-gpu.yaml")
 
 def cell_of(release: Release, folder: Path) -> CellConfig:
     file = folder / "cell.toml"
-    file.write_text(release.one("ConfigMap")["data"]["cell.toml"], encoding="utf-8")
+    file.write_text(release.cell_toml, encoding="utf-8")
     cell = load_config(file, {})
     if cell.target.model is None and "drafters" not in cell.model_fields_set:
         return cell.model_copy(update={"drafters": DEFAULT_DRAFTERS})  # as with_model does, which would fetch it
@@ -58,7 +58,7 @@ def test_threads_follow_from_the_pods_cores_where_none_are_named(render: Render,
     named = render(*GPU, "--set", "cell.target.threads=9,cell.drafters[0].threads=3")
     cell = cell_of(render(*GPU, "--set", "cell.target.threads=9"), tmp_path)
     assert cell.target.threads == 9
-    assert "threads = 3" in named.one("ConfigMap")["data"]["cell.toml"]
+    assert "threads = 3" in named.cell_toml
 
 
 def test_large_numbers_and_odd_texts_arrive_as_they_are(render: Render, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_service_leads_to_the_port_on_which_the_scheduler_listens(render: Re
     release = render()
     [service] = [item for item in release.all("Service") if item["metadata"]["name"] == "outrider"]
     assert service["spec"]["selector"] == {"ray.io/cluster": "outrider", "ray.io/group": "scheduler"}
-    [port] = service["spec"]["ports"]
+    [port] = [port for port in service["spec"]["ports"] if port["name"] == "grpc"]
     [listening] = [own for own in release.pods["scheduler"]["spec"]["containers"][0]["ports"] if own["name"] == "grpc"]
     assert cell_of(release, tmp_path).scheduler.listen == f"0.0.0.0:{listening['containerPort']}"
     assert port["targetPort"] == "grpc"

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.helm
 
 GPU = ("-f", "values-gpu.yaml")
 SCALED = ("--set", "autoscaling.enabled=true,draft.maxReplicas=3")
+MONITOR = ("--set", "metrics.serviceMonitor.enabled=true")
+BOARD = ("--set", "metrics.dashboard.enabled=true")
 REDIS = ("--set", "redis.enabled=true,redis.passwordSecret=r")
 
 # Values of the wrong type or shape, misspelt keys, and combinations that could not run → what the message says.
@@ -27,6 +29,7 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("--set", "cell.ray.address=elsewhere:6379"): "additional properties 'address' not allowed",
     ("--set", "cell.ray.autoscaled=true"): "additional properties 'autoscaled' not allowed",
     ("--set", "cell.scheduler.listen=0.0.0.0:1"): "additional properties 'listen' not allowed",
+    ("--set", "cell.scheduler.metrics_port=1"): "additional properties 'metrics_port' not allowed",
     ("--set", "cell.cache_dir=/tmp"): "additional properties 'cache_dir' not allowed",
     ("--set", "target.cpu=0"): "at '/target/cpu'",
     ("--set", "target.cpu=500m"): "at '/target/cpu'",
@@ -64,6 +67,11 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("--set", "env.REDIS_PASSWORD=secret"): "REDIS_PASSWORD",
     ("--set", "env.NUMBER=1"): "at '/env/NUMBER'",
     ("--set-json", "networkPolicy.clients=[]"): "at '/networkPolicy/clients'",
+    ("--set-json", "networkPolicy.scrapers=[]"): "at '/networkPolicy/scrapers'",
+    ("--set", "networkPolicy.scrapers[0].everybody=true"): "additional properties 'everybody' not allowed",
+    ("--set", "metrics.port=9090"): "additional properties 'port' not allowed",
+    ("--set", "metrics.serviceMonitor.interval=often"): "at '/metrics/serviceMonitor/interval'",
+    ("--set", "metrics.enabled=false,metrics.serviceMonitor.enabled=true"): "there is nothing to scrape",
     ("--set", "draft.minReplicas=2,draft.maxReplicas=1"): "draft.minReplicas is 2, above draft.maxReplicas, 1",
     ("--set", "draft.slots=1"): "2 drafters need a place, and draft.minReplicas × draft.slots is 1 × 1",
     (*GPU, "--set", "draft.maxReplicas=0"): "2 drafters need a place, and draft.maxReplicas × draft.slots is 0 × 2",
@@ -110,6 +118,13 @@ EFFECTS: dict[str, tuple[tuple[str, ...], str]] = {
     "models.claim": ((), "models.claim=models"),
     "models.hubTokenSecret": ((), "models.hubTokenSecret=hub"),
     "env": ((), "env.HTTPS_PROXY=http://proxy:3128"),
+    "metrics.enabled": ((), "metrics.enabled=false"),
+    "metrics.serviceMonitor.enabled": ((), "metrics.serviceMonitor.enabled=true"),
+    "metrics.serviceMonitor.interval": (MONITOR, "metrics.serviceMonitor.interval=1m"),
+    "metrics.serviceMonitor.labels": (MONITOR, "metrics.serviceMonitor.labels.release=prometheus"),
+    "metrics.dashboard.enabled": ((), "metrics.dashboard.enabled=true"),
+    "metrics.dashboard.labels.grafana_dashboard": (BOARD, "metrics.dashboard.labels.grafana_dashboard=yes"),
+    "networkPolicy.scrapers": ((), "networkPolicy.scrapers[0].podSelector.matchLabels.app=prometheus"),
     "networkPolicy.enabled": ((), "networkPolicy.enabled=false"),
     "networkPolicy.clients": ((), "networkPolicy.clients[0].podSelector.matchLabels.app=mine"),
     "networkPolicy.httpsOut": ((), "networkPolicy.httpsOut=false"),

@@ -13,6 +13,7 @@
 {{- $ranks := int $cell.target.tensor_parallel -}}
 {{- $ray := dict "address" (printf "%s-head-svc:6379" (include "outrider.name" .)) "autoscaled" .Values.autoscaling.enabled -}}
 {{- $target := dict "threads" (max 1 (div .Values.target.cpu $ranks)) -}}
+{{- $metrics := ternary (dict "metrics_port" 9464) dict .Values.metrics.enabled }}
 cache_dir = "/cache"
 {{- if eq (toJson $cell.drafters) "[]" }}
 drafters = []
@@ -22,7 +23,7 @@ drafters = []
 {{- include "outrider.table" (merge $ray $cell.ray) }}
 
 [scheduler]
-{{- include "outrider.table" (merge (dict "listen" "0.0.0.0:50051") ($cell.scheduler | default dict)) }}
+{{- include "outrider.table" (merge (dict "listen" "0.0.0.0:50051") $metrics ($cell.scheduler | default dict)) }}
 
 [target]
 {{- include "outrider.table" (merge (dict) $cell.target $target) }}

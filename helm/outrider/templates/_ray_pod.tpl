@@ -91,6 +91,9 @@ spec:
         - {{ toJson .script }}
       ports:
         - {name: grpc, containerPort: 50051}
+        {{- if $root.Values.metrics.enabled }}
+        - {name: metrics, containerPort: 9464}
+        {{- end }}
       readinessProbe:  # the cell's own word: a target is there
         grpc: {port: 50051}
         periodSeconds: 5
