@@ -13,6 +13,7 @@ from outrider import errors
 from outrider.client import AsyncClient, Client
 from outrider.generation import AsyncGeneration, Generation
 from outrider.resume import Resuming
+from outrider.tls import Tls
 from outrider.types import (
     Answer,
     Message,
@@ -39,6 +40,7 @@ __all__ = [
     "ServerInfo",
     "Speculation",
     "Started",
+    "Tls",
     "Token",
     "__version__",
     "errors",

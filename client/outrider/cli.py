@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from outrider import __version__, repl, terminal
+from outrider.access_options import TlsCa, TlsCert, TlsKey, TlsName, TlsOn, Token, access
 from outrider.client import DEFAULT_SERVER, INFO_TIMEOUT_S, Client
 from outrider.convert import Prompt
 from outrider.errors import OutriderError
@@ -92,7 +93,7 @@ def generate(
     Example: outrider generate "The three primary colours are" --max-tokens 32 --temperature 0
     """
     text = _standard_input() if prompt == "-" else prompt
-    with _exit_codes(options.server), Client(options.server) as client:
+    with _exit_codes(options.server), Client(options.server, **options.access()) as client:
         ask = Ask.of(client, options, n)
         if n is not None and n > 1:
             ask.for_all(text)
@@ -110,7 +111,7 @@ def chat(
 
     Example: outrider chat -m "Name three colours." --seed 7
     """
-    with _exit_codes(options.server), Client(options.server) as client:
+    with _exit_codes(options.server), Client(options.server, **options.access()) as client:
         ask = Ask.of(client, options)
         if message is None and typer.get_text_stream("stdin").isatty():
             repl.converse(ask, lambda error: terminal.show_error(error, options.server))
@@ -122,13 +123,22 @@ def chat(
 def info(
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = INFO_TIMEOUT_S,
+    tls: TlsOn = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
+    token: Token = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Show the model, the server's load and its workers.
 
     Example: outrider info --server localhost:50051 --json
     """
-    with _exit_codes(server), Client(server) as client:
+    with (
+        _exit_codes(server),
+        Client(server, **access(tls, tls_ca, tls_cert, tls_key, tls_name, token)) as client,
+    ):
         terminal.show_info(client.model_info(timeout_s=timeout), client.server_info(timeout_s=timeout), as_json=as_json)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -12,13 +13,14 @@ import grpc
 import grpc.aio
 
 from outrider import convert, rpc
+from outrider.connection import Connection
 from outrider.convert import Prompt
 from outrider.errors import DeadlineExceeded, InvalidRequest
-from outrider.generation import AllAnswers, AsyncGeneration, Generation, typed_errors
+from outrider.generation import AllAnswers, AsyncGeneration, Generation, OpenAsyncCall, OpenCall, typed_errors
 from outrider.resume import Resuming
+from outrider.tls import Tls
 from outrider.types import Answer, ModelInfo, SamplingParams, ServerInfo, ServiceClass, Speculation
 from outrider.v1 import inference_pb2 as pb
-from outrider.v1 import inference_pb2_grpc
 
 DEFAULT_SERVER = f"localhost:{rpc.DEFAULT_PORT}"
 GENERATE_TIMEOUT_S = 300.0
@@ -32,7 +34,8 @@ _RESUMING = Resuming()
 class Client:
     """A blocking client. Safe to share between threads; use it in a `with`, or close it.
 
-    `server` is "host:port". With `credentials` the channel is encrypted, without it is not.
+    `server` is "host:port". With `tls` the channel is encrypted, by files that may be replaced meanwhile; `credentials`
+    are gRPC's own, for what `tls` can't say; with neither it is not. `token` is what the server's owner gave you.
     A call that could not reach the server is repeated a few times while nothing of its answer has arrived. A stream
     that breaks after that is resumed, as `resuming` says (None: never): its answer is what it would have been. All
     other failures are raised as the errors of `outrider.errors`.
@@ -42,17 +45,14 @@ class Client:
         self,
         server: str = DEFAULT_SERVER,
         *,
+        tls: Tls | None = None,
+        token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         resuming: Resuming | None = _RESUMING,
     ) -> None:
-        options = rpc.client_options()
         self._resuming = resuming
-        self._channel = (
-            grpc.insecure_channel(server, options)
-            if credentials is None
-            else grpc.secure_channel(server, credentials, options)
-        )
-        self._stub = inference_pb2_grpc.InferenceStub(self._channel)
+        self._connection = Connection(server, tls, credentials, token, grpc.insecure_channel, grpc.secure_channel)
+        self._generate: OpenCall = partial(self._connection.call, "Generate")
 
     def generate(
         self,
@@ -75,7 +75,7 @@ class Client:
         request = convert.request_to_proto(
             prompt, sampling, speculation, model=model, request_id=request_id, service_class=service_class
         )
-        return Generation(self._stub.Generate, request, _checked(timeout_s), self._resuming)
+        return Generation(self._generate, request, _checked(timeout_s), self._resuming)
 
     def generate_all(
         self,
@@ -95,21 +95,22 @@ class Client:
         request = convert.request_to_proto(
             prompt, sampling, speculation, model=model, request_id=request_id, service_class=service_class
         )
-        return AllAnswers(request, sampling.n or 1, _checked(timeout_s), self._resuming).read(self._stub.Generate)
+        return AllAnswers(request, sampling.n or 1, _checked(timeout_s), self._resuming).read(self._generate)
 
     def model_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ModelInfo:
         with typed_errors():
-            info = self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=_checked(timeout_s))
+            info = self._connection.call("GetModelInfo", pb.GetModelInfoRequest(), timeout=_checked(timeout_s))
         return convert.model_info_from_proto(info)
 
     def server_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ServerInfo:
         with typed_errors():
-            info = self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=_checked(timeout_s))
+            info = self._connection.call("GetServerInfo", pb.GetServerInfoRequest(), timeout=_checked(timeout_s))
         return convert.server_info_from_proto(info)
 
     def close(self) -> None:
         """Cancels what is still running and closes the connection."""
-        self._channel.close()
+        for channel in self._connection.channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -127,17 +128,16 @@ class AsyncClient:
         self,
         server: str = DEFAULT_SERVER,
         *,
+        tls: Tls | None = None,
+        token: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         resuming: Resuming | None = _RESUMING,
     ) -> None:
-        options = rpc.client_options()
         self._resuming = resuming
-        self._channel = (
-            grpc.aio.insecure_channel(server, options)
-            if credentials is None
-            else grpc.aio.secure_channel(server, credentials, options)
+        self._connection = Connection(
+            server, tls, credentials, token, grpc.aio.insecure_channel, grpc.aio.secure_channel
         )
-        self._stub = inference_pb2_grpc.InferenceStub(self._channel)
+        self._generate: OpenAsyncCall = partial(self._connection.call, "Generate")
 
     def generate(
         self,
@@ -155,7 +155,7 @@ class AsyncClient:
         request = convert.request_to_proto(
             prompt, sampling, speculation, model=model, request_id=request_id, service_class=service_class
         )
-        return AsyncGeneration(self._stub.Generate, request, _checked(timeout_s), self._resuming)
+        return AsyncGeneration(self._generate, request, _checked(timeout_s), self._resuming)
 
     async def generate_all(
         self,
@@ -173,21 +173,22 @@ class AsyncClient:
             prompt, sampling, speculation, model=model, request_id=request_id, service_class=service_class
         )
         answers = AllAnswers(request, sampling.n or 1, _checked(timeout_s), self._resuming)
-        return await answers.read_async(self._stub.Generate)
+        return await answers.read_async(self._generate)
 
     async def model_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ModelInfo:
         with typed_errors():
-            info = await self._stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=_checked(timeout_s))
+            info = await self._connection.call("GetModelInfo", pb.GetModelInfoRequest(), timeout=_checked(timeout_s))
         return convert.model_info_from_proto(info)
 
     async def server_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ServerInfo:
         with typed_errors():
-            info = await self._stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=_checked(timeout_s))
+            info = await self._connection.call("GetServerInfo", pb.GetServerInfoRequest(), timeout=_checked(timeout_s))
         return convert.server_info_from_proto(info)
 
     async def close(self) -> None:
         """Cancels what is still running and closes the connection."""
-        await self._channel.close(None)
+        for channel in self._connection.channels:
+            await channel.close(None)
 
     async def __aenter__(self) -> Self:
         return self

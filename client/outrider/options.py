@@ -15,6 +15,7 @@ from typing import Annotated, Any, Concatenate, NamedTuple, get_type_hints
 
 import typer
 
+from outrider.access_options import Access, TlsCa, TlsCert, TlsKey, TlsName, TlsOn, Token, access
 from outrider.client import DEFAULT_SERVER, GENERATE_TIMEOUT_S
 from outrider.types import AcceptanceRule, SamplingParams, ServiceClass, Speculation, SpeculationMode
 
@@ -68,6 +69,12 @@ class Options:
         ServiceClass | None,
         typer.Option(help="How urgent it is: who starts first, and who gives way under load. Unset: standard."),
     ] = None
+    tls: TlsOn = False
+    tls_ca: TlsCa = None
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
+    tls_name: TlsName = None
+    token: Token = None
 
     max_tokens: Annotated[int | None, sampling_option(help="Tokens of the answer at most. Unset: 256.")] = None
     temperature: Annotated[float | None, sampling_option(help="0 is greedy. Unset: 1.")] = None
@@ -162,6 +169,9 @@ class Options:
         bool, _output_option("--keep-special-tokens", help="Show the model's special tokens in the text.")
     ] = False
     as_json: Annotated[bool, _output_option("--json", help="One JSON object a line instead of text.")] = False
+
+    def access(self) -> Access:
+        return access(self.tls, self.tls_ca, self.tls_cert, self.tls_key, self.tls_name, self.token)
 
     def sampling(self, n: int | None = None) -> SamplingParams:
         return SamplingParams(

@@ -21,6 +21,8 @@ from outrider.types import Answer, ModelInfo, ServerInfo, Token, WorkerInfo
 _CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 # How gRPC's own messages begin when no connection came about; other UNAVAILABLEs are a server's words.
+_NOT_TRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+_HUNG_UP = ("Socket closed", "Connection reset by peer", "WRONG_VERSION_NUMBER")
 _NOT_REACHED = ("failed to connect to all addresses", "DNS resolution failed")
 
 
@@ -185,6 +187,12 @@ def explain(error: OutriderError, server: str) -> str:
     """One line: what is wrong, and the way out where there is one."""
     message = " ".join(error.message.split())
     match error:
+        case ServerUnavailable() if any(words in message for words in _NOT_TRUSTED):
+            return (
+                f"{server} shows a certificate that is not trusted, for --tls-ca or --tls-name: {_last_words(message)}"
+            )
+        case ServerUnavailable() if message.startswith(_NOT_REACHED) and any(words in message for words in _HUNG_UP):
+            return f"{server} hangs up: one side encrypts and the other does not, or it does not accept your --tls-cert"
         case ServerUnavailable() if message.startswith(_NOT_REACHED):
             return f"cannot reach {server}: is `outriderd up` running?"
         case ServerUnavailable():
@@ -199,3 +207,8 @@ def explain(error: OutriderError, server: str) -> str:
             return f"{server} failed: {message}"
         case _:
             return message
+
+
+def _last_words(message: str) -> str:
+    """OpenSSL says the reason last."""
+    return message.removesuffix(": OK").rpartition(": ")[2]

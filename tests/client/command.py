@@ -18,8 +18,10 @@ COMMAND = (sys.executable, "-c", "from outrider.cli import app; app()")
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's own, without what would change how the command looks or where it connects."""
-    unwanted = {"NO_COLOR", "FORCE_COLOR", "OUTRIDER_SERVER", "COLUMNS", "TTY_COMPATIBLE"}
-    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    unwanted = {"NO_COLOR", "FORCE_COLOR", "COLUMNS", "TTY_COMPATIBLE"}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in unwanted and not name.startswith("OUTRIDER_")
+    }
     return {**kept, "TERM": "xterm-256color", **changes}
 
 

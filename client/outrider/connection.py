@@ -1,0 +1,75 @@
+"""A client's way to its server: how it is encrypted, who asks, and a new channel where the files have changed."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import grpc
+import grpc.aio
+
+from outrider import rpc
+from outrider.errors import InvalidRequest
+from outrider.tls import Credentials, Tls
+from outrider.v1 import inference_pb2_grpc
+
+Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
+
+
+class Connection(Generic[Channel]):
+    """To `server`, by channels that `insecure` and `secure` make. At most one of `tls` and `credentials`.
+
+    A token goes along with every call. It is sent encrypted or to this machine only: InvalidRequest otherwise.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        tls: Tls | None,
+        credentials: grpc.ChannelCredentials | None,
+        token: str | None,
+        insecure: Callable[[str, rpc.Options], Channel],
+        secure: Callable[[str, grpc.ChannelCredentials, rpc.Options], Channel],
+    ) -> None:
+        if tls is not None and credentials is not None:
+            raise InvalidRequest("tls and credentials are both given: one of them says how the channel is encrypted")
+        if token is not None and tls is None and credentials is None and not is_loopback(server):
+            raise InvalidRequest.of("server", server, "a token is sent there in the clear: give tls, too")
+        self._server = server
+        self._secure = secure
+        self._tls = Credentials(tls) if tls is not None else None
+        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
+        if self._tls is not None:
+            credentials = self._tls.current
+        self._channel = insecure(server, rpc.client_options()) if credentials is None else self._secured(credentials)
+        self._stub = inference_pb2_grpc.InferenceStub(self._channel)
+        self._changing = threading.Lock()
+        self.channels = [self._channel]  # all that were made: calls may still run on those before
+
+    def call(self, method: str, request: Any, *, timeout: float | None) -> Any:
+        """What the stub's method returns: a call, or its answer. Takes replaced TLS files into use first."""
+        if self._tls is not None:
+            with self._changing:
+                if self._tls.refresh():
+                    self._channel = self._secured(self._tls.current)
+                    self._stub = inference_pb2_grpc.InferenceStub(self._channel)
+                    # The one before is kept open for its calls; gRPC lets an idle connection go after half an hour.
+                    self.channels.append(self._channel)
+        return getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
+
+    def _secured(self, credentials: grpc.ChannelCredentials) -> Channel:
+        options = self._tls.options if self._tls is not None else []
+        return self._secure(self._server, credentials, [*rpc.client_options(), *options])
+
+
+def is_loopback(address: str) -> bool:
+    """Whether "host:port" is on this machine, by its name alone: nothing is looked up."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].rpartition("/")[2].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
