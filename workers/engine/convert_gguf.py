@@ -26,10 +26,11 @@ def convert_gguf(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     vars(modeling_gguf_pytorch_utils)["tqdm"] = transformers_logging.tqdm  # the one bar that the line above misses
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         module = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
+            trust_remote_code=False,
             dtype=torch.float32,
             quantization_config=GgufConfig(
                 dequantize=True

@@ -116,7 +116,7 @@ def _pad(
 
 def _read_config(folder: Path) -> PreTrainedConfig:
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as err:
         raise InvalidRequest.of("model", str(folder), f"its config.json can't be read: {err}") from err
     return config

@@ -112,6 +112,7 @@ def _load_module(checkpoint: Checkpoint, device: torch.device, dtype: str, tenso
             dtype=resolve_dtype(dtype) or "auto",
             attn_implementation=attention.NAME,
             use_safetensors=True,
+            trust_remote_code=False,  # else transformers asks at the terminal
             output_loading_info=True,
             **placement,
         )

@@ -178,7 +178,7 @@ def _engine(config: DistillConfig, checkpoint: Checkpoint) -> Engine:
 
 
 def encoder(checkpoint: Checkpoint) -> Callable[[Prompt], list[int]]:
-    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
 
     def encode(prompt: Prompt) -> list[int]:
         if tokenizer.chat_template is None:

@@ -27,7 +27,7 @@ class Student(nn.Module):
     def __init__(self, folder: Path, draft_ids: Sequence[int], loss: str, device: torch.device) -> None:
         super().__init__()
         self.module: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", device_map=device
+            folder, dtype=torch.float32, attn_implementation="sdpa", device_map=device, trust_remote_code=False
         )
         embedding: Any = self.module.get_input_embeddings()
         head: Any = self.module.get_output_embeddings()  # type: ignore[no-untyped-call]
