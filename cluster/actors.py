@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Sequence
 
-from cluster.config import CellConfig, DrafterSection, SchedulerSection
+from cluster.config import CellConfig, DrafterSection
 from cluster.server_configs import drafter_config, scheduler_config, target_config
 from cluster.threads import thread_environment
 
@@ -34,12 +34,12 @@ class _Actor:
 
 
 class SchedulerActor(_Actor):
-    def __init__(self, section: SchedulerSection, listen: str) -> None:
+    def __init__(self, config: CellConfig, listen: str) -> None:
         super().__init__(threads=1)
         from scheduler.server import SchedulerServer, spare_collector
 
         spare_collector()
-        self._server = SchedulerServer(scheduler_config(section, listen))
+        self._server = SchedulerServer(scheduler_config(config, listen))
 
     async def start(self) -> str:
         return await self._server.start()

@@ -23,6 +23,7 @@ from cluster.default_model import fetch_default_model, with_model
 from cluster.errors import ConfigError
 from cluster.launch import Cell, Report
 from cluster.signals import run_until_signal
+from outrider.access_options import TlsCa, TlsCert, TlsKey, TlsName, TlsOn, Token, access
 from outrider.errors import OutriderError
 
 app = typer.Typer(
@@ -92,6 +93,22 @@ def fetch(cache: Annotated[Path | None, typer.Option(help="Folder to keep the mo
 
 
 @app.command()
+def token(
+    tenant: Annotated[str, typer.Argument(help="Whose it is: letters, digits, dots, dashes.")],
+) -> None:
+    """Make a bearer token for a tenant. It is shown once, here; the cell's tokens file gets only its hash.
+
+    Example: outriderd token search >> tokens.toml
+    """
+    from cluster.new_token import token_and_entry
+
+    with _failures_end_the_command():
+        secret, entry = token_and_entry(tenant)
+        typer.echo(entry)
+        _stderr.print(f"The token of {tenant}, which nobody can show again: {secret}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def demo(
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per answer.")] = 64,
     cache: Annotated[Path | None, typer.Option(help="Folder to keep the model in.")] = None,
@@ -111,6 +128,12 @@ def verify_lossless(
     server: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="The deployment to verify. Unset: a cell in this process.")
     ] = None,
+    tls: TlsOn = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
+    token: Token = None,
     target: Target = None,
     drafter: Drafter = None,
     dtype: Annotated[
@@ -161,6 +184,7 @@ def verify_lossless(
             verify(
                 Verification(
                     where=where,
+                    access=access(tls, tls_ca, tls_cert, tls_key, tls_name, token),
                     plan=plan,
                     is_strict=strict or bool(exact),
                     requires_drafts=require_drafts,

@@ -5,6 +5,8 @@
     [target]     model, tensor_parallel, dtype, …
     [[drafters]] kind, source, name, …
     [restarts]   max_restarts, window_s, …
+    [tls]        certificate, key, ca, …
+    [auth]       tokens_file
 
 A flag wins over the file, the file over the defaults below.
 """
@@ -20,7 +22,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cluster.complaint import explain
 from cluster.errors import ConfigError
+from outrider.connection import is_loopback
 from outrider.rpc import DEFAULT_PORT
+from outrider.tls import CELL_NAME
 
 DEFAULT_CACHE_DIR = Path("~/.cache/outrider")
 
@@ -47,6 +51,8 @@ def _host_and_port(address: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_host_and_port)]
+# The cell's processes have other working directories than the one that reads the file.
+File = Annotated[Path, Field(strict=False), AfterValidator(lambda file: file.expanduser().absolute())]
 
 
 class Section(BaseModel):
@@ -138,6 +144,20 @@ class RestartSection(Section):
     max_backoff_s: Seconds = 30.0
 
 
+class TlsSection(Section):
+    """PEM files, on every machine of the cell under the same paths; they may be replaced at any time."""
+
+    certificate: File = Field(description="of this machine's processes, for servers and clients")
+    key: File = Field(description="of the certificate, without a password")
+    ca: File = Field(description="who must have signed the certificates of all others")
+    name: str = Field(default=CELL_NAME, min_length=1, description="DNS name that all certificates of the cell bear")
+    require_client_certificate: bool = Field(default=False, description="of clients too, signed by `ca`")
+
+
+class AuthSection(Section):
+    tokens_file: File = Field(description="who may ask: made with `outriderd token`; may be changed at any time")
+
+
 class CellConfig(Section):
     """Everything that `outriderd up` can be told."""
 
@@ -148,6 +168,8 @@ class CellConfig(Section):
         default=(DrafterSection(kind="ngram"),), strict=False, validate_default=True
     )
     restarts: RestartSection = RestartSection()
+    tls: TlsSection | None = None
+    auth: AuthSection | None = None
     cache_dir: Path = Field(default=DEFAULT_CACHE_DIR, strict=False, validate_default=True)
 
     @field_validator("cache_dir")
@@ -168,6 +190,14 @@ class CellConfig(Section):
             taken.append(name)
             named.append(drafter.model_copy(update={"name": name}))
         return tuple(named)
+
+    @model_validator(mode="after")
+    def _sends_no_token_in_the_clear(self) -> Self:
+        listen = self.scheduler.listen
+        if self.auth is not None and self.tls is None and not is_loopback(listen):
+            way_out = "set [tls], or listen on 127.0.0.1"
+            raise ValueError(f"with auth.tokens_file and no [tls], scheduler.listen {listen!r} shows tokens: {way_out}")
+        return self
 
 
 def load_config(file: Path | None, flags: Mapping[str, Any]) -> CellConfig:

@@ -7,12 +7,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cluster.errors import WorkerFailed
 from outrider.rpc import link_options
+from outrider.tls import CellChannels
 
 
-async def wait_until_serving(name: str, address: str, timeout_s: float) -> None:
+async def wait_until_serving(name: str, address: str, channels: CellChannels, timeout_s: float) -> None:
     """Returns when the server at `address` reports SERVING. Raises WorkerFailed when it does not within `timeout_s`."""
     last = "nothing"
-    async with grpc.aio.insecure_channel(address, options=link_options()) as channel:
+    async with await channels.open(address, link_options()) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(
             health_pb2.HealthCheckRequest(), timeout=timeout_s, wait_for_ready=True
         )

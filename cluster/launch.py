@@ -17,8 +17,10 @@ from cluster.health import wait_until_serving
 from cluster.parts import DrafterPart, SchedulerPart, Surroundings, TargetGroup
 from cluster.placement import cores_of, local_resources, machines_with_room
 from cluster.ray_runtime import RayRuntime, RayThread, start_ray, stop_ray, watch_node
+from cluster.server_configs import cell_tls
 from cluster.supervise import Part, keep_alive
 from cluster.threads import available_cores, plan_threads
+from outrider.tls import CellChannels
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +85,14 @@ class Cell:
 
     async def _start(self, report: Report) -> None:
         address = self.config.ray.address
+        channels = CellChannels(cell_tls(self.config))  # before anything is started with files that are no good
         report("Starting Ray" if address is None else f"Connecting to Ray at {address}")
         self._ray = asyncio.create_task(self._ray_thread.run(lambda: start_ray(local_resources(self.config), address)))
         ray = await asyncio.shield(self._ray)  # a start that is given up still has to be stopped
         machines = await machines_with_room(self.config)
         cores = available_cores() if ray.is_local else cores_of(self.config, machines)
         threads = plan_threads(self.config, cores)
-        surroundings = Surroundings(self.config, threads, ray.log_dir)
+        surroundings = Surroundings(self.config, threads, ray.log_dir, channels)
         self.scheduler, self.target = SchedulerPart(surroundings), TargetGroup(surroundings)
         self.drafters = [
             DrafterPart(surroundings, section, share)
@@ -98,7 +101,7 @@ class Cell:
         needed = [part for part in self._parts if not (self.config.ray.autoscaled and isinstance(part, DrafterPart))]
         await _together([self._bring_up(part, report) for part in needed])
         await self._tell_scheduler()
-        await wait_until_serving("the scheduler", self.endpoint, self.config.ray.start_timeout_s)
+        await wait_until_serving("the scheduler", self.endpoint, channels, self.config.ray.start_timeout_s)
         self._keepers = [asyncio.create_task(step) for step in (watch_node(ray), *map(self._keep, self._parts))]
         report("The cell is healthy")
 

@@ -17,6 +17,7 @@ from cluster.placement import DRAFT, TARGET, bundle_of, reserve_target
 from cluster.process import WorkerProcess
 from cluster.supervise import Part
 from cluster.threads import ThreadPlan
+from outrider.tls import CellChannels
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class Surroundings:
     config: CellConfig
     threads: ThreadPlan
     log_dir: Path | None  # of this machine's Ray; None where the processes run elsewhere
+    channels: CellChannels  # to ask servers how they are
 
 
 class ActorPart(Part):
@@ -59,7 +61,8 @@ class ActorPart(Part):
                 await asyncio.gather(*(process.identify(timeout_s) for process in self._processes))
                 address = await self._serve()
                 if self._is_healthy_alone:
-                    await self._unless_lost(wait_until_serving(self.name, address, timeout_s))
+                    channels = self._surroundings.channels
+                    await self._unless_lost(wait_until_serving(self.name, address, channels, timeout_s))
         except TimeoutError:
             raise WorkerFailed(f"{self.name} was not healthy within {timeout_s:g} s") from None
         self.address = address
@@ -112,8 +115,8 @@ class SchedulerPart(ActorPart):
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        section, log_dir = self._surroundings.config.scheduler, self._surroundings.log_dir
-        return [WorkerProcess(self.name, SchedulerActor, section, self._listen, strategy=here, log_dir=log_dir)]
+        config, log_dir = self._surroundings.config, self._surroundings.log_dir
+        return [WorkerProcess(self.name, SchedulerActor, config, self._listen, strategy=here, log_dir=log_dir)]
 
     async def start(self) -> None:
         await super().start()

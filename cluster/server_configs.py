@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.config import CellConfig, DrafterSection, SchedulerSection
+from cluster.config import CellConfig, DrafterSection
+from outrider.tls import CellTls
 
 if TYPE_CHECKING:
     from scheduler.server import SchedulerConfig
@@ -15,9 +16,23 @@ if TYPE_CHECKING:
     from workers.target.server import TargetConfig
 
 
-def scheduler_config(section: SchedulerSection, listen: str) -> SchedulerConfig:
+def cell_tls(config: CellConfig) -> CellTls | None:
+    section = config.tls
+    if section is None:
+        return None
+    return CellTls(
+        certificate=section.certificate,
+        key=section.key,
+        ca=section.ca,
+        name=section.name,
+        requires_client_certificate=section.require_client_certificate,
+    )
+
+
+def scheduler_config(config: CellConfig, listen: str) -> SchedulerConfig:
     from scheduler.server import SchedulerConfig
 
+    section = config.scheduler
     return SchedulerConfig(
         listen=listen,
         metrics_port=section.metrics_port,
@@ -27,6 +42,8 @@ def scheduler_config(section: SchedulerSection, listen: str) -> SchedulerConfig:
         draft_wait_s=section.draft_wait_s,
         pass_timeout_s=section.pass_timeout_s,
         allow_lossy=section.allow_lossy,
+        tls=cell_tls(config),
+        tokens_file=config.auth.tokens_file if config.auth is not None else None,
     )
 
 
@@ -49,6 +66,7 @@ def target_config(config: CellConfig, threads: int, host: str, group_address: st
         cache_dir=config.cache_dir,
         group_address=group_address,
         profile_s=section.profile_s,
+        tls=cell_tls(config),
     )
 
 
@@ -65,4 +83,5 @@ def drafter_config(config: CellConfig, section: DrafterSection, threads: int, ho
         kv_cache_bytes=section.kv_cache_bytes,
         compiled=section.compiled,
         cache_dir=config.cache_dir,
+        tls=cell_tls(config),
     )

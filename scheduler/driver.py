@@ -10,6 +10,7 @@ from itertools import count
 from typing import NoReturn, TypeVar
 
 from outrider.errors import OutriderError, Overloaded, ServerUnavailable
+from outrider.tls import CellChannels
 from outrider.types import TokenLogprobs, TokenSource
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.target_pb2 import TargetDescription
@@ -76,7 +77,8 @@ class Mailbox:
 class Driver:
     """Runs one core, its links and its clock."""
 
-    def __init__(self, config: CoreConfig, max_queued_requests: int) -> None:
+    def __init__(self, config: CoreConfig, max_queued_requests: int, channels: CellChannels | None = None) -> None:
+        self._channels = channels or CellChannels(None)
         self.core = Core(config)
         self.times = AnswerTimes()
         self.model: ServedModel | None = None
@@ -216,11 +218,11 @@ class Driver:
                 return
             for address in targets:
                 if address not in self._target_links:
-                    target = TargetLink(address, self.post, self._learn_model)
+                    target = TargetLink(address, self.post, self._learn_model, self._channels)
                     self._target_links[address] = target, self._start(target)
             for address in drafters:
                 if address not in self._drafter_links:
-                    drafter = DrafterLink(address, self.post, self._served)
+                    drafter = DrafterLink(address, self.post, self._served, self._channels)
                     self._drafter_links[address] = drafter, self._start(drafter)
 
     @property

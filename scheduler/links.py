@@ -18,9 +18,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider.errors import OutriderError
 from outrider.rpc import MAX_MESSAGE_BYTES, link_options
+from outrider.tls import CellChannels
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1 import worker_pb2
 from outrider.v1.drafter_pb2 import DrafterReport, DrafterWorkerDescription, TargetTokenizer
@@ -64,6 +66,10 @@ class Garbled(OutriderError):
     """The worker has sent bytes that are no message of its protocol."""
 
 
+class Unreachable(OutriderError):
+    """No connection to the worker comes about; the message is gRPC's own reason, if it has one."""
+
+
 class Link(ABC):
     """The life of one link. `run` ends only by cancellation, or for good when the worker is refused.
 
@@ -72,8 +78,9 @@ class Link(ABC):
 
     max_receive_bytes = -1  # of one message; a larger one costs the worker its session
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, channels: CellChannels) -> None:
         self.address = address
+        self._channels = channels
         self.state: pb.WorkerState = pb.WORKER_STATE_CONNECTING
         self.detail = ""
         self._session: asyncio.Task[None] | None = None
@@ -101,14 +108,13 @@ class Link(ABC):
 
     async def _hold_session(self) -> None:
         try:
-            async with grpc.aio.insecure_channel(self.address, options=link_options(self.max_receive_bytes)) as channel:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    await channel.channel_ready()
+            async with await self._channels.open(self.address, link_options(self.max_receive_bytes)) as channel:
+                await self._connect(channel)
                 await self._hold(channel)
         except Refused as err:
             self.state, self.detail = pb.WORKER_STATE_REFUSED, err.message
             log.error("%s is refused: %s", self.address, err.message)
-        except Garbled as err:
+        except (Garbled, Unreachable) as err:
             self.detail = err.message
             log.warning("%s: link lost: %s", self.address, self.detail)
         except TimeoutError:
@@ -117,6 +123,18 @@ class Link(ABC):
         except grpc.aio.AioRpcError as err:
             self.detail = err.details() or err.code().name
             log.warning("%s: link lost: %s", self.address, self.detail)
+
+    async def _connect(self, channel: grpc.aio.Channel) -> None:
+        """Returns once the channel is ready; `detail` says at once what keeps it from that. Raises Unreachable."""
+        reason = "does not answer"
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+                    if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                        self.detail = reason = await _failure_of(channel) or reason
+                    await channel.wait_for_state_change(state)
+        except TimeoutError as err:
+            raise Unreachable(reason) from err
 
     async def _exchange(
         self, call: grpc.aio.StreamStreamCall[Any, Any], outbox: Outbox, take: Callable[[Any], None]
@@ -141,6 +159,16 @@ class Link(ABC):
     @abstractmethod
     async def _hold(self, channel: grpc.aio.Channel) -> None:
         """One session on a channel that is ready."""
+
+
+async def _failure_of(channel: grpc.aio.Channel) -> str:
+    """Why a channel could not connect: gRPC says it only to those who call. Empty where it can by now."""
+    check = health_pb2_grpc.HealthStub(channel).Check
+    try:
+        await check(health_pb2.HealthCheckRequest(), timeout=DESCRIBE_TIMEOUT_S)
+    except grpc.aio.AioRpcError as err:
+        return err.details() or err.code().name
+    return ""
 
 
 async def _write_all(call: grpc.aio.StreamStreamCall[Any, Any], outbox: Outbox) -> None:
@@ -174,8 +202,9 @@ class TargetLink(Link):
         address: str,
         post: Post,
         on_describe: Callable[[TargetDescription, Mapping[str, bytes]], Any],
+        channels: CellChannels,
     ) -> None:
-        super().__init__(address)
+        super().__init__(address, channels)
         self._post = post
         self._on_describe = on_describe
         self.description: TargetDescription | None = None
@@ -224,8 +253,10 @@ class DrafterLink(Link):
 
     max_receive_bytes = MAX_MESSAGE_BYTES
 
-    def __init__(self, address: str, post: Post, served: Callable[[], Awaitable[ServedModel]]) -> None:
-        super().__init__(address)
+    def __init__(
+        self, address: str, post: Post, served: Callable[[], Awaitable[ServedModel]], channels: CellChannels
+    ) -> None:
+        super().__init__(address, channels)
         self._post = post
         self._served = served
         self.description: DrafterWorkerDescription | None = None

@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -15,10 +16,13 @@ from grpc_reflection.v1alpha import reflection
 
 from outrider import __version__
 from outrider.errors import InternalError
+from outrider.guard import Guard
 from outrider.rpc import DEFAULT_PORT, server_options
+from outrider.tls import CellChannels, CellTls, add_port
 from scheduler.core import CoreConfig
 from scheduler.drafting import RUN_AHEAD
 from scheduler.driver import Driver
+from scheduler.gate import Gate
 from scheduler.information import ServiceLimits
 from scheduler.metrics_server import MetricsServer
 from scheduler.service import SERVICE_NAME, InferenceService
@@ -60,6 +64,8 @@ class SchedulerConfig:
     run_ahead: int = RUN_AHEAD
     pass_timeout_s: float = 60.0
     allow_lossy: bool = False  # acceptance rules that change the law of the answers
+    tls: CellTls | None = None  # None: nothing is encrypted
+    tokens_file: Path | None = None  # None: whoever reaches the service may ask
 
 
 class SchedulerServer:
@@ -72,12 +78,13 @@ class SchedulerServer:
         self._service: InferenceService | None = None
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._health_task: asyncio.Task[None] | None = None
         self._metrics: MetricsServer | None = None
         self.metrics_address: str | None = None  # host:port, where they are served
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
-        """Serve; returns host:port. Raises InternalError when the address can't be had."""
+        """Serve; returns host:port. Raises InternalError when the address can't be had, InvalidRequest for certificates
+        or a tokens file that are no good."""
         config = self._config
         core = CoreConfig(
             max_running_requests=config.max_running_requests,
@@ -88,20 +95,19 @@ class SchedulerServer:
         limits = ServiceLimits(
             config.max_running_requests, config.max_queued_requests, config.max_nodes, config.allow_lossy
         )
-        self._driver = Driver(core, config.max_queued_requests)
+        self._driver = Driver(core, config.max_queued_requests, CellChannels(config.tls))
         self._service = InferenceService(self._driver, limits, __version__)
-        max_calls = config.max_running_requests + config.max_queued_requests + _SPARE_CALLS
-        self._server = grpc.aio.server(options=server_options(), maximum_concurrent_rpcs=max_calls)
-        self._server.add_generic_rpc_handlers((self._service.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        gate = Gate(config.tokens_file) if config.tokens_file is not None else None
+        self._server = self._grpc_server(self._service, gate)
         try:
-            port = self._server.add_insecure_port(config.listen)
+            needs_certificate = config.tls is not None and config.tls.requires_client_certificate
+            port = add_port(self._server, config.listen, config.tls, requires_certificate=needs_certificate)
         except RuntimeError as err:
             raise InternalError(f"scheduler.listen is {config.listen!r}: it can't be bound; is it in use?") from err
         await self._server.start()
-        self._health_task = asyncio.create_task(self._keep_health(self._driver))
+        self._tasks.append(asyncio.create_task(self._keep_health(self._driver)))
+        if gate is not None:
+            self._tasks.append(asyncio.create_task(gate.keep_fresh()))
         host = config.listen.rpartition(":")[0]
         if config.metrics_port is not None:
             metrics = MetricsServer(self._driver)
@@ -109,6 +115,19 @@ class SchedulerServer:
             self._metrics = metrics
         log.info("scheduler serves at %s:%d", host, port)
         return f"{host}:{port}"
+
+    def _grpc_server(self, service: InferenceService, gate: Gate | None) -> grpc.aio.Server:
+        config = self._config
+        server = grpc.aio.server(
+            interceptors=[Guard(gate.enter)] if gate is not None else [],
+            options=server_options(),
+            maximum_concurrent_rpcs=config.max_running_requests + config.max_queued_requests + _SPARE_CALLS,
+        )
+        server.add_generic_rpc_handlers((service.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
 
     async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
         """Use exactly these workers, given as host:port. Call again whenever one is restarted elsewhere."""
@@ -126,8 +145,8 @@ class SchedulerServer:
         if self._server is None or self._driver is None or self._service is None:
             return
         server, self._server = self._server, None
-        if self._health_task is not None:
-            self._health_task.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._health.enter_graceful_shutdown()
         await self._service.drain(grace_s)
         if self._metrics is not None:

@@ -16,14 +16,8 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from outrider.errors import (
-    RETRY_PUSHBACK_KEY,
-    DeadlineExceeded,
-    InvalidRequest,
-    OutriderError,
-    ServerUnavailable,
-    status_of,
-)
+from outrider.errors import DeadlineExceeded, InvalidRequest, OutriderError, ServerUnavailable
+from outrider.guard import Context, abort
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
@@ -46,9 +40,7 @@ SERVICE_NAME = "outrider.v1.Inference"
 REQUEST_ID_KEY = "outrider-request-id"
 MAX_INLINE_TOKENS = 64  # whose text is made on the event loop: some microseconds each, a thread's turn takes longer
 DRAINED_RETRY_S = 1.0  # until another server, or the next life of this one, may be there
-MAX_ERROR_CHARS = 4000  # gRPC sends a status in at most 8 KiB of headers, and drops the call where it is longer
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -128,7 +120,7 @@ class InferenceService:
         except OutriderError as err:
             if not is_admitted:
                 self._driver.times.note_refusal(err)
-            await _abort(context, err)
+            await abort(context, err)
 
     async def generate(
         self, request: pb.GenerateRequest | Malformed, context: Context
@@ -291,15 +283,7 @@ def _unary(
                 raise InvalidRequest(request.reason)
             return await method(request)
         except OutriderError as err:
-            await _abort(context, err)
+            await abort(context, err)
             raise
 
     return call
-
-
-async def _abort(context: Context, error: OutriderError) -> None:
-    """End the call with the error's own status; raises always."""
-    trailing = tuple(context.trailing_metadata() or ())
-    if error.retry_after_s is not None:
-        trailing = (*trailing, (RETRY_PUSHBACK_KEY, str(round(error.retry_after_s * 1000))))
-    await context.abort(status_of(error), error.message[:MAX_ERROR_CHARS], trailing_metadata=trailing)

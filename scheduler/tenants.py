@@ -1,4 +1,4 @@
-"""Who asks: set for each call where the caller is known, read where the request is made."""
+"""Whose request it is: set by the gate for the length of a call, read wherever that matters. Empty: nobody is asked."""
 
 from __future__ import annotations
 

@@ -11,17 +11,23 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from grpc_reflection.v1alpha import reflection
 
 from outrider.errors import InvalidRequest
+from outrider.guard import members_only
 from outrider.rpc import server_options
+from outrider.tls import CellTls, add_port
 
 ALL_SERVICES = ""  # health's own name for the server as a whole
 
 
 class Endpoint:
-    """One listening server with one service of ours. Its health is SERVING from start to stop, or until it fails."""
+    """One listening server with one service of ours. Its health is SERVING from start to stop, or until it fails.
 
-    def __init__(self, listen: str, service: str) -> None:
+    With `tls` only processes of the cell may call it.
+    """
+
+    def __init__(self, listen: str, service: str, tls: CellTls | None) -> None:
         self._listen = listen
         self._service = service
+        self._tls = tls
         self._health = health_aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
 
@@ -30,12 +36,13 @@ class Endpoint:
         host, _, port = self._listen.rpartition(":")
         if not host or not port.isdecimal():
             raise InvalidRequest.of("listen", self._listen, 'it is "host:port"; port 0 takes a free one')
-        server = grpc.aio.server(options=server_options(-1))
+        guards = [members_only(self._tls.name)] if self._tls is not None else []
+        server = grpc.aio.server(interceptors=guards, options=server_options(-1))
         register(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((self._service, HEALTH_SERVICE, reflection.SERVICE_NAME), server)
         try:
-            bound_port = server.add_insecure_port(self._listen)
+            bound_port = add_port(server, self._listen, self._tls)
         except RuntimeError as err:
             raise InvalidRequest.of("listen", self._listen, "this address can't be listened on, or is taken") from err
         await server.start()

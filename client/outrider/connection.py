@@ -5,21 +5,19 @@ from __future__ import annotations
 import ipaddress
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import grpc
-import grpc.aio
 
 from outrider import rpc
 from outrider.errors import InvalidRequest
 from outrider.tls import Credentials, Tls
 from outrider.v1 import inference_pb2_grpc
 
-Channel = TypeVar("Channel", grpc.Channel, grpc.aio.Channel)
 
-
-class Connection(Generic[Channel]):
-    """To `server`, by channels that `insecure` and `secure` make. At most one of `tls` and `credentials`.
+class Connection:
+    """To `server`, by channels that `insecure` and `secure` make: blocking ones, or grpc.aio's. At most one of
+    `tls` and `credentials`.
 
     A token goes along with every call. It is sent encrypted or to this machine only: InvalidRequest otherwise.
     """
@@ -30,8 +28,8 @@ class Connection(Generic[Channel]):
         tls: Tls | None,
         credentials: grpc.ChannelCredentials | None,
         token: str | None,
-        insecure: Callable[[str, rpc.Options], Channel],
-        secure: Callable[[str, grpc.ChannelCredentials, rpc.Options], Channel],
+        insecure: Callable[[str, rpc.Options], Any],
+        secure: Callable[[str, grpc.ChannelCredentials, rpc.Options], Any],
     ) -> None:
         if tls is not None and credentials is not None:
             raise InvalidRequest("tls and credentials are both given: one of them says how the channel is encrypted")
@@ -43,10 +41,12 @@ class Connection(Generic[Channel]):
         self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
         if self._tls is not None:
             credentials = self._tls.current
-        self._channel = insecure(server, rpc.client_options()) if credentials is None else self._secured(credentials)
+        self._channel: Any = (
+            insecure(server, rpc.client_options()) if credentials is None else self._secured(credentials)
+        )
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
         self._changing = threading.Lock()
-        self.channels = [self._channel]  # all that were made: calls may still run on those before
+        self.channels: list[Any] = [self._channel]  # all that were made: calls may still run on those before
 
     def call(self, method: str, request: Any, *, timeout: float | None) -> Any:
         """What the stub's method returns: a call, or its answer. Takes replaced TLS files into use first."""
@@ -59,7 +59,7 @@ class Connection(Generic[Channel]):
                     self.channels.append(self._channel)
         return getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
 
-    def _secured(self, credentials: grpc.ChannelCredentials) -> Channel:
+    def _secured(self, credentials: grpc.ChannelCredentials) -> Any:
         options = self._tls.options if self._tls is not None else []
         return self._secure(self._server, credentials, [*rpc.client_options(), *options])
 

@@ -47,7 +47,7 @@ class Reloaded(Generic[Value]):
                 except OutriderError as err:
                     log.error("%s: changed, and no good: what was there before is kept. %s", names, err.message)
                 else:
-                    log.warning("%s: changed, and in use from now on", names)
+                    log.info("%s: changed, and in use from now on", names)
             return self._value
 
 

@@ -8,10 +8,10 @@ are used from the next handshake on; connections that stand go on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -120,12 +120,12 @@ def _server_credentials(files: Reloaded[Pem], requires_certificate: bool) -> grp
         used = pem
         return _server_configuration(pem)
 
-    return grpc.dynamic_ssl_server_credentials(_server_configuration(used), changed, requires_certificate)
+    fetch: Any = changed  # the stubs don't know that None is "nothing new"
+    return grpc.dynamic_ssl_server_credentials(_server_configuration(used), fetch, requires_certificate)
 
 
 def _server_configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
-    pairs: Sequence[tuple[bytes, bytes]] = [(pem.key or b"", pem.certificate or b"")]
-    return grpc.ssl_server_certificate_configuration(pairs, pem.ca)
+    return grpc.ssl_server_certificate_configuration([(pem.key or b"", pem.certificate or b"")], pem.ca)
 
 
 def _channel_credentials(pem: Pem) -> grpc.ChannelCredentials:

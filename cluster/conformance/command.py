@@ -20,6 +20,7 @@ from cluster.conformance.findings import Finding
 from cluster.conformance.local import local_cell
 from cluster.conformance.suite import Plan, Suite
 from outrider import AsyncClient
+from outrider.access_options import Access
 
 EXIT_INTERRUPTED = 130
 
@@ -29,6 +30,7 @@ class Verification:
     """`where`: the address of a deployment, or the cell to run in this process."""
 
     where: str | CellConfig
+    access: Access  # to a deployment
     plan: Plan
     is_strict: bool
     requires_drafts: bool
@@ -69,7 +71,8 @@ async def _until_signal(verification: Verification) -> tuple[Deployment, list[Fi
 
 async def _verify(verification: Verification) -> tuple[Deployment, list[Finding]]:
     with _progress() as progress:
-        async with _endpoint(verification.where, progress) as endpoint, AsyncClient(endpoint) as client:
+        access = verification.access if isinstance(verification.where, str) else Access(tls=None, token=None)
+        async with _endpoint(verification.where, progress) as endpoint, AsyncClient(endpoint, **access) as client:
             deployment = await describe(client, is_strict=verification.is_strict)
             suite = Suite(client, deployment, verification.plan, _steps(progress))
             return deployment, await suite.run()

@@ -81,7 +81,7 @@ async def _start_target(config: CellConfig, threads: int, stack: AsyncExitStack)
 async def _start_scheduler(config: CellConfig, target: str, drafters: Sequence[str], stack: AsyncExitStack) -> str:
     from scheduler.server import SchedulerServer
 
-    scheduler = SchedulerServer(scheduler_config(config.scheduler, config.scheduler.listen))
+    scheduler = SchedulerServer(scheduler_config(config, config.scheduler.listen))
     stack.push_async_callback(scheduler.stop, _GRACE_S)
     endpoint = await scheduler.start()
     await scheduler.set_workers([target], drafters)

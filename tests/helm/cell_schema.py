@@ -10,7 +10,11 @@ from typing import Any
 
 from cluster.config import SOURCES, CellConfig
 
-SET_BY_THE_CHART = {"": {"cache_dir"}, "ray": {"address", "autoscaled"}, "scheduler": {"listen", "metrics_port"}}
+SET_BY_THE_CHART = {
+    "": {"cache_dir", "tls", "auth"},
+    "ray": {"address", "autoscaled"},
+    "scheduler": {"listen", "metrics_port"},
+}
 _KEPT = ("type", "enum", "minimum", "exclusiveMinimum", "minLength", "pattern", "description")
 
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 
 from outrider.errors import Overloaded
+from outrider.tls import CellChannels
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2
 from scheduler import links
 from scheduler.core import CoreConfig
@@ -26,6 +27,7 @@ from scheduler.tokenizer import Tokenizer
 from tests.scheduler.classes import asked
 
 TIMEOUT_S = 60.0
+PLAIN = CellChannels(None)
 
 
 class RudeDrafter(drafter_pb2_grpc.DrafterServicer):
@@ -115,7 +117,9 @@ async def test_bytes_that_are_no_message_cost_their_session_alone(
 
     events: list[Event] = []
     link: Link = (
-        TargetLink(address, events.append, learn) if kind == "target" else DrafterLink(address, events.append, served)
+        TargetLink(address, events.append, learn, PLAIN)
+        if kind == "target"
+        else DrafterLink(address, events.append, served, PLAIN)
     )
     running = asyncio.create_task(link.run())
     await asyncio.wait_for(worker.wait_garbled(3), TIMEOUT_S)  # it comes back, and back again
@@ -145,7 +149,7 @@ async def test_a_worker_that_drops_its_stream_under_a_burst_of_commands_costs_it
         elif sum(isinstance(event, DrafterDown) for event in events) == 12:
             enough.set()
 
-    link = DrafterLink(address, take, served)
+    link = DrafterLink(address, take, served, PLAIN)
     running = asyncio.create_task(link.run())
     ended = asyncio.create_task(enough.wait())
     await asyncio.wait([running, ended], timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)

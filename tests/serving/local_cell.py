@@ -52,8 +52,9 @@ asyncio.run(main())
 class LocalCell:
     """Servers that were started, and the address of the public one."""
 
-    def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any], client: Callable[[str], Client]) -> None:
         self._run = run
+        self._client = client
         self.endpoint = ""
         self.target_address = ""
         self.drafters: dict[str, DrafterServer] = {}  # by address
@@ -132,6 +133,18 @@ class LocalCell:
             self._use_drafters(list(self.drafters))
             self._run(server.stop(0))
 
+    @contextmanager
+    def another_drafter(self, config: DrafterConfig) -> Iterator[str]:
+        """One more drafter worker of ours, in this process; yields its address, before anybody has reached it."""
+        server = DrafterServer(config)
+        address: str = self._run(server.start())
+        try:
+            self._use_drafters([*self.drafters, address])
+            yield address
+        finally:
+            self._use_drafters(list(self.drafters))
+            self._run(server.stop(0))
+
     def look(self, into: Callable[[Core], Result]) -> Result:
         """What can be seen in the scheduler's core between two of its events."""
 
@@ -148,7 +161,7 @@ class LocalCell:
     def wait_ready(self) -> None:
         """Until the target serves and every drafter is used or refused."""
         done = threading.Event()
-        with Client(self.endpoint) as client:
+        with self._client(self.endpoint) as client:
             for _ in range(int(START_TIMEOUT_S / 0.05)):
                 info = client.server_info()
                 states = {worker.state for worker in (*info.targets, *info.drafters)}
@@ -168,7 +181,10 @@ async def _serve(servicer: DrafterServicer) -> tuple[grpc.aio.Server, str]:
 
 @contextmanager
 def local_cell(
-    target: TargetConfig, drafters: Sequence[DrafterConfig] = (), scheduler: SchedulerConfig | None = None
+    target: TargetConfig,
+    drafters: Sequence[DrafterConfig] = (),
+    scheduler: SchedulerConfig | None = None,
+    client: Callable[[str], Client] = Client,
 ) -> Iterator[LocalCell]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="local cell")
@@ -178,7 +194,7 @@ def local_cell(
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(START_TIMEOUT_S)
 
     followers: list[subprocess.Popen[bytes]] = []
-    cell = LocalCell(run)
+    cell = LocalCell(run, client)
     try:
         if target.tensor_parallel > 1:
             target = replace(target, group_address=free_address())

@@ -13,6 +13,7 @@ import grpc
 from tokenizers import Tokenizer
 
 from outrider.errors import InvalidRequest, Overloaded
+from outrider.tls import CellTls
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, worker_pb2
 from workers.draft.drafter import DrafterSpec, Resources, TextDrafter, load_drafter
 from workers.draft.hosted import Hosted, Stream
@@ -38,6 +39,7 @@ class DrafterConfig:
     kv_cache_bytes: int | None = None  # of each model; None: what the device has to spare
     compiled: bool = False  # start later and run faster
     cache_dir: Path | None = None
+    tls: CellTls | None = None
 
 
 class DrafterServer:
@@ -49,7 +51,7 @@ class DrafterServer:
     def __init__(self, config: DrafterConfig) -> None:
         self._config = config
         self._specs = _parse(config.drafters)
-        self._endpoint = Endpoint(config.listen, SERVICE)
+        self._endpoint = Endpoint(config.listen, SERVICE, config.tls)
         self._threads: list[EngineThread] = []
         self._drafting: asyncio.Task[None] | None = None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from outrider.errors import InvalidRequest
+from outrider.tls import CellTls
 from outrider.v1 import target_pb2, target_pb2_grpc, worker_pb2
 from workers.choice.grammar import Grammars
 from workers.choice.noise import kept_noise
@@ -56,6 +57,7 @@ class TargetConfig:
     group_address: str | None = None  # "host:port" where the ranks meet; needed with tensor_parallel > 1
     group_timeout_s: float = 30.0  # silence after which a rank counts as lost
     profile_s: float = 3.0  # for measuring how long passes take, where no profile is kept; 0: there is none
+    tls: CellTls | None = None  # of rank 0's port; what ranks say to each other is not encrypted
 
 
 class TargetServer:
@@ -63,7 +65,7 @@ class TargetServer:
 
     def __init__(self, config: TargetConfig) -> None:
         self._config = config
-        self._endpoint = Endpoint(config.listen, SERVICE)
+        self._endpoint = Endpoint(config.listen, SERVICE, config.tls)
         self._thread: EngineThread | None = None
         self._group: Group | None = None
         self._watch: asyncio.Task[None] | None = None
