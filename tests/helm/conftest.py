@@ -29,6 +29,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "watched": ("--set", "metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true"),
     "unwatched": ("--set", "metrics.enabled=false"),
     "pinned image": ("--set", "image.digest=sha256:" + "0" * 64, "--set-json", 'image.pullSecrets=["s"]'),
+    "encrypted": ("--set", "tls.secretName=t"),
+    "shut": ("--set", "tls.secretName=t,tls.requireClientCertificate=true,auth.secretName=a,auth.testTokenSecret=x"),
     "placed": ("--set", "target.priorityClassName=high,target.runtimeClassName=nvidia,env.HTTPS_PROXY=http://p:1"),
 }
 SHAPES: dict[str, tuple[str, ...]] = {name: ("-f", name) for name in EXAMPLES} | OPTIONS

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helm.conftest import Release, Render
+from tests.helm.conftest import SHAPES, Release, Render
 
 pytestmark = pytest.mark.helm
 
 GPU = ("-f", "values-gpu.yaml")
+SHUT = SHAPES["shut"]
 
 
 def containers(release: Release) -> list[tuple[str, dict[str, Any]]]:
@@ -29,7 +32,7 @@ def test_every_pod_is_one_that_a_restricted_namespace_admits(release: Release) -
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, part
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), part
         kinds = {kind for volume in spec.get("volumes", []) for kind in volume if kind != "name"}
-        assert kinds <= {"emptyDir", "configMap", "persistentVolumeClaim"}, part
+        assert kinds <= {"emptyDir", "configMap", "persistentVolumeClaim", "secret"}, part
     for name, container in containers(release):
         security = container["securityContext"]
         assert security["allowPrivilegeEscalation"] is False, name
@@ -61,7 +64,50 @@ def test_every_container_that_serves_is_probed(release: Release) -> None:
 def test_the_scheduler_is_ready_when_the_cell_says_so(release: Release) -> None:
     container = release.pods["scheduler"]["spec"]["containers"][0]
     [port] = [port["containerPort"] for port in container["ports"] if port["name"] == "grpc"]
-    assert container["readinessProbe"]["grpc"] == {"port": port}
+    is_encrypted = any(volume["name"] == "tls" for volume in release.pods["scheduler"]["spec"]["volumes"])
+    if is_encrypted:  # Kubernetes' own probe knows no TLS
+        command = container["readinessProbe"]["exec"]["command"]
+        assert command == ["python", "-m", "cluster.probe", "/etc/outrider/cell.toml"]
+    else:
+        assert container["readinessProbe"]["grpc"] == {"port": port}
+
+
+def test_certificates_are_where_the_cell_looks_for_them_in_every_pod_that_needs_them(render: Render) -> None:
+    release = render(*SHUT)
+    holders = {}
+    for part, template in release.pods.items():
+        secrets = {
+            volume["secret"]["secretName"] for volume in template["spec"].get("volumes", []) if "secret" in volume
+        }
+        mounts = {
+            mount["mountPath"]
+            for mount in template["spec"]["containers"][0].get("volumeMounts", [])
+            if mount["name"] in {"tls", "auth"}
+        }
+        holders[part] = (secrets, mounts)
+    tls, auth = "/etc/outrider-tls", "/etc/outrider-auth"
+    assert holders["headgroup"] == (set(), set()), "no process of the cell runs there"
+    assert holders["target"] == holders["draft"] == holders["outrider-test-generate"] == ({"t"}, {tls})
+    assert holders["scheduler"] == ({"t", "a"}, {tls, auth})
+    cell = tomllib.loads(release.one("ConfigMap")["data"]["cell.toml"])
+    assert {str(Path(cell["tls"][key]).parent) for key in ("certificate", "key", "ca")} == {tls}
+    assert cell["auth"] == {"tokens_file": f"{auth}/tokens.toml"}
+
+
+def test_a_secret_that_changes_restarts_nothing_since_no_pod_is_told_of_its_contents(render: Render) -> None:
+    release = render(*SHUT)
+    assert release.all("Secret") == []
+    for part, template in release.pods.items():
+        for container in template["spec"]["containers"]:
+            assert all("subPath" not in mount for mount in container.get("volumeMounts", [])), part
+
+
+def test_with_tokens_there_is_no_test_that_could_only_fail(render: Render) -> None:
+    tokens = ("--set", "tls.secretName=t,auth.secretName=a")
+    assert render(*tokens).all("Pod") == []
+    [test] = render(*SHUT).all("Pod")
+    environment = {variable["name"] for variable in test["spec"]["containers"][0]["env"]}
+    assert environment == {f"OUTRIDER_{name}" for name in ("TLS_CA", "TLS_NAME", "TLS_CERT", "TLS_KEY", "TOKEN")}
 
 
 def test_no_image_floats(release: Release) -> None:

@@ -17,13 +17,14 @@ GPU = ("-f", "values-gpu.yaml")
 SCALED = ("--set", "autoscaling.enabled=true,draft.maxReplicas=3")
 MONITOR = ("--set", "metrics.serviceMonitor.enabled=true")
 BOARD = ("--set", "metrics.dashboard.enabled=true")
+TLS = ("--set", "tls.secretName=t")
 REDIS = ("--set", "redis.enabled=true,redis.passwordSecret=r")
 
 # Values of the wrong type or shape, misspelt keys, and combinations that could not run → what the message says.
 REFUSED: dict[tuple[str, ...], str] = {
     ("--set", "cell.target.tensor_paralel=2"): "additional properties 'tensor_paralel' not allowed",
     ("--set", "target.gpus=4"): "additional properties 'gpus' not allowed",
-    ("--set", "tls.enabled=true"): "additional properties 'tls' not allowed",
+    ("--set", "tls.enabled=true"): "additional properties 'enabled' not allowed",
     ("--set", "draft.replicas=1"): "additional properties 'replicas' not allowed",
     ("--set", "head.shm=1Gi"): "additional properties 'shm' not allowed",
     ("--set", "cell.ray.address=elsewhere:6379"): "additional properties 'address' not allowed",
@@ -66,6 +67,10 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("--set", "env.RAY_ADDRESS=there:6379"): "RAY_ADDRESS",
     ("--set", "env.REDIS_PASSWORD=secret"): "REDIS_PASSWORD",
     ("--set", "env.NUMBER=1"): "at '/env/NUMBER'",
+    ("--set", "tls.requireClientCertificate=true"): "at '/tls/secretName'",
+    ("--set", "tls.name="): "at '/tls/name'",
+    ("--set", "auth.testTokenSecret=x"): "at '/auth/secretName'",
+    ("--set", "auth.secretName=a"): 'auth.secretName is "a" without TLS: tokens would cross the network in the clear',
     ("--set-json", "networkPolicy.clients=[]"): "at '/networkPolicy/clients'",
     ("--set-json", "networkPolicy.scrapers=[]"): "at '/networkPolicy/scrapers'",
     ("--set", "networkPolicy.scrapers[0].everybody=true"): "additional properties 'everybody' not allowed",
@@ -125,6 +130,11 @@ EFFECTS: dict[str, tuple[tuple[str, ...], str]] = {
     "metrics.dashboard.enabled": ((), "metrics.dashboard.enabled=true"),
     "metrics.dashboard.labels.grafana_dashboard": (BOARD, "metrics.dashboard.labels.grafana_dashboard=yes"),
     "networkPolicy.scrapers": ((), "networkPolicy.scrapers[0].podSelector.matchLabels.app=prometheus"),
+    "tls.secretName": ((), "tls.secretName=t"),
+    "tls.name": (TLS, "tls.name=other"),
+    "tls.requireClientCertificate": (TLS, "tls.requireClientCertificate=true"),
+    "auth.secretName": (TLS, "auth.secretName=a"),
+    "auth.testTokenSecret": ((*TLS, "--set", "auth.secretName=a"), "auth.testTokenSecret=x"),
     "networkPolicy.enabled": ((), "networkPolicy.enabled=false"),
     "networkPolicy.clients": ((), "networkPolicy.clients[0].podSelector.matchLabels.app=mine"),
     "networkPolicy.httpsOut": ((), "networkPolicy.httpsOut=false"),

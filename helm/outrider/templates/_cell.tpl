@@ -32,6 +32,22 @@ drafters = []
 [restarts]
 {{- include "outrider.table" . }}
 {{- end }}
+{{- with $.Values.tls }}
+{{- if .secretName }}
+
+[tls]
+certificate = "/etc/outrider-tls/tls.crt"
+key = "/etc/outrider-tls/tls.key"
+ca = "/etc/outrider-tls/ca.crt"
+name = {{ toJson .name }}
+require_client_certificate = {{ .requireClientCertificate }}
+{{- end }}
+{{- end }}
+{{- if $.Values.auth.secretName }}
+
+[auth]
+tokens_file = "/etc/outrider-auth/tokens.toml"
+{{- end }}
 {{- range $cell.drafters }}
 {{- $threads := ternary (max 1 (div $.Values.draft.cpu $.Values.draft.slots)) 1 (has .kind (list "model" "universal")) }}
 

@@ -95,9 +95,15 @@ spec:
         - {name: metrics, containerPort: 9464}
         {{- end }}
       readinessProbe:  # the cell's own word: a target is there
+        {{- if $root.Values.tls.secretName }}
+        exec: {command: [python, -m, cluster.probe, /etc/outrider/cell.toml]}  # Kubernetes' own gRPC probe knows no TLS
+        periodSeconds: 10
+        timeoutSeconds: 8
+        {{- else }}
         grpc: {port: 50051}
         periodSeconds: 5
         timeoutSeconds: 3
+        {{- end }}
       lifecycle:
         preStop:
           sleep: {seconds: 5}  # until no Service sends new clients here
@@ -116,6 +122,12 @@ spec:
     - {name: shm, emptyDir: {medium: Memory, sizeLimit: {{ $pool.shm | default "256Mi" }}}}
     {{- if .script }}
     - {name: cell, configMap: {name: {{ include "outrider.name" $root }}}}
+    {{- with $root.Values.auth.secretName }}
+    - {name: auth, secret: {secretName: {{ . }}}}
+    {{- end }}
+    {{- end }}
+    {{- if and $root.Values.tls.secretName (ne .group "headgroup") }}
+    - {name: tls, secret: {secretName: {{ $root.Values.tls.secretName }}}}
     {{- end }}
     {{- if and $root.Values.models.claim (has .group (list "target" "draft")) }}
     - {name: models, persistentVolumeClaim: {claimName: {{ $root.Values.models.claim }}, readOnly: true}}
@@ -150,6 +162,12 @@ volumeMounts:
   - {name: shm, mountPath: /dev/shm}
   {{- if .script }}
   - {name: cell, mountPath: /etc/outrider, readOnly: true}
+  {{- if $root.Values.auth.secretName }}
+  - {name: auth, mountPath: /etc/outrider-auth, readOnly: true}
+  {{- end }}
+  {{- end }}
+  {{- if and $root.Values.tls.secretName (ne .group "headgroup") }}
+  - {name: tls, mountPath: /etc/outrider-tls, readOnly: true}
   {{- end }}
   {{- if and $root.Values.models.claim (has .group (list "target" "draft")) }}
   - {name: models, mountPath: /models, readOnly: true}
