@@ -29,8 +29,11 @@ class _Actor:
         faulthandler.enable()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
 
-    async def process_id(self) -> int:
-        return os.getpid()
+    async def identity(self) -> tuple[int, str]:
+        """The process's id, and that of Ray's node that it runs on."""
+        import ray
+
+        return os.getpid(), ray.get_runtime_context().get_node_id()
 
 
 class SchedulerActor(_Actor):

@@ -1,7 +1,8 @@
 """A cell: one scheduler, its target and its drafters, started, watched and stopped as a whole.
 
 start: Ray → target, drafters and scheduler at once → the scheduler is told of the workers → healthy
-watch: what is lost is restarted (supervise.py), and the scheduler is told of the new addresses
+watch: what is lost is restarted, what is on a machine that is going away is moved (supervise.py), and the scheduler
+       is told of the new addresses
 stop:  the scheduler drains → workers → Ray; afterwards no process of the cell is left
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from cluster.config import CellConfig
 from cluster.errors import ClusterError, WorkerFailed
 from cluster.health import wait_until_serving
+from cluster.leaving import LeavingNodes, draining_nodes
 from cluster.parts import DrafterPart, SchedulerPart, Surroundings, TargetGroup
 from cluster.placement import cores_of, local_resources, machines_with_room
 from cluster.ray_runtime import RayRuntime, RayThread, start_ray, stop_ray, watch_node
@@ -92,7 +94,8 @@ class Cell:
         machines = await machines_with_room(self.config)
         cores = available_cores() if ray.is_local else cores_of(self.config, machines)
         threads = plan_threads(self.config, cores)
-        surroundings = Surroundings(self.config, threads, ray.log_dir, channels)
+        leaving = LeavingNodes()
+        surroundings = Surroundings(self.config, threads, leaving, ray.log_dir, channels)
         self.scheduler, self.target = SchedulerPart(surroundings), TargetGroup(surroundings)
         self.drafters = [
             DrafterPart(surroundings, section, share)
@@ -102,7 +105,10 @@ class Cell:
         await _together([self._bring_up(part, report) for part in needed])
         await self._tell_scheduler()
         await wait_until_serving("the scheduler", self.endpoint, channels, self.config.ray.start_timeout_s)
-        self._keepers = [asyncio.create_task(step) for step in (watch_node(ray), *map(self._keep, self._parts))]
+        steps = [watch_node(ray), *map(self._keep, self._parts)]
+        if not ray.is_local:
+            steps.append(leaving.watch(draining_nodes()))
+        self._keepers = [asyncio.create_task(step) for step in steps]
         report("The cell is healthy")
 
     @property

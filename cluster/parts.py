@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from abc import abstractmethod
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from cluster.actors import DrafterActor, FollowerActor, SchedulerActor, TargetActor
 from cluster.config import CellConfig, DrafterSection
 from cluster.errors import WorkerFailed
 from cluster.health import wait_until_serving
-from cluster.placement import DRAFT, TARGET, bundle_of, reserve_target
+from cluster.leaving import LeavingNodes
+from cluster.placement import DRAFT, TARGET, bundle_of, free_target, reserve_target
 from cluster.process import WorkerProcess
 from cluster.supervise import Part
 from cluster.threads import ThreadPlan
@@ -30,6 +32,7 @@ class Surroundings:
 
     config: CellConfig
     threads: ThreadPlan
+    leaving: LeavingNodes
     log_dir: Path | None  # of this machine's Ray; None where the processes run elsewhere
     channels: CellChannels  # to ask servers how they are
 
@@ -58,7 +61,7 @@ class ActorPart(Part):
         try:
             async with asyncio.timeout(timeout_s):
                 self._processes = await self._spawn()
-                await asyncio.gather(*(process.identify(timeout_s) for process in self._processes))
+                await asyncio.gather(*(process.start(timeout_s) for process in self._processes))
                 address = await self._serve()
                 if self._is_healthy_alone:
                     channels = self._surroundings.channels
@@ -100,6 +103,22 @@ class ActorPart(Part):
             process.kill()
         self._watches, self._processes = [], []
 
+    async def leaving(self) -> None:
+        await self._surroundings.leaving.wait_for({process.node_id for process in self._processes})
+
+    def successor(self) -> Self:
+        other = copy.copy(self)
+        other.address, other._watches, other._processes = None, [], []
+        return other
+
+    def change_places(self, other: Self) -> None:
+        mine = dict(vars(self))
+        vars(self).update(vars(other))
+        vars(other).update(mine)
+
+    def release(self) -> None:
+        """The place of an actor is its own."""
+
 
 class SchedulerPart(ActorPart):
     """Kept on the machine that launched the cell, and on one address for as long as the cell lives."""
@@ -122,6 +141,10 @@ class SchedulerPart(ActorPart):
         await super().start()
         assert self.address is not None
         self._listen = self.address  # a port that was picked the first time is kept
+
+    async def leaving(self) -> None:
+        """Never: it can't be elsewhere than its launcher, and ends with it."""
+        await asyncio.Event().wait()
 
     async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], timeout_s: float) -> None:
         await self._processes[0].call("set_workers", list(targets), list(drafters), timeout_s=timeout_s)
@@ -154,6 +177,16 @@ class TargetGroup(ActorPart):
             strategy=PlacementGroupSchedulingStrategy(self._reservation, placement_group_bundle_index=rank),
             log_dir=self._surroundings.log_dir,
         )
+
+    def successor(self) -> Self:
+        other = super().successor()
+        other._reservation = None
+        return other
+
+    def release(self) -> None:
+        if self._reservation is not None:
+            free_target(self._reservation)
+            self._reservation = None
 
     async def _serve(self) -> str:
         leader, *followers = self._processes

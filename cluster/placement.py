@@ -106,19 +106,42 @@ async def reserve_target(config: CellConfig, timeout_s: float) -> Any:
 
     Raises PlacementError when the machines are busy for longer than `timeout_s`.
     """
-    from ray.util import placement_group, remove_placement_group
-
     rank = bundle_of(TARGET, config.target.device)
-    group = placement_group([rank] * config.target.tensor_parallel, strategy="STRICT_PACK")
+    making = asyncio.create_task(asyncio.to_thread(_make_group, rank, config.target.tensor_parallel))
     try:
-        await asyncio.wait_for(asyncio.wrap_future(group.ready().future()), timeout_s)
-    except TimeoutError:
-        remove_placement_group(group)
+        async with asyncio.timeout(timeout_s):
+            group, is_ready = await asyncio.shield(making)
+            await asyncio.wrap_future(is_ready.future())
+    except BaseException as error:
+        making.add_done_callback(_free_made)
+        if not isinstance(error, TimeoutError):
+            raise
         raise PlacementError(
             f"no machine had {_times(config.target.tensor_parallel, rank)} free within {timeout_s:g} s: "
             "another cell holds them; stop it or add a machine"
         ) from None
     return group
+
+
+def free_target(reservation: Any) -> None:
+    """Sooner or later: Ray's head may be away."""
+    from ray.util import remove_placement_group
+
+    asyncio.get_running_loop().run_in_executor(None, remove_placement_group, reservation)
+
+
+def _free_made(making: asyncio.Task[tuple[Any, Any]]) -> None:
+    """What nobody waits for any more."""
+    if not making.cancelled() and making.exception() is None:
+        free_target(making.result()[0])
+
+
+def _make_group(bundle: Bundle, num_bundles: int) -> tuple[Any, Any]:
+    """The group, and a reference to its being ready. Blocks for as long as Ray's head is away."""
+    from ray.util import placement_group
+
+    group = placement_group([bundle] * num_bundles, strategy="STRICT_PACK")
+    return group, group.ready()
 
 
 def _times(count: int, bundle: Bundle) -> str:

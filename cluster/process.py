@@ -1,4 +1,4 @@
-"""One actor process as the launching process sees it: spawn, call, watch, kill; Ray's errors become ours here."""
+"""One actor process as the launching process sees it: start, call, watch, kill; Ray's errors become ours here."""
 
 from __future__ import annotations
 
@@ -27,29 +27,39 @@ class WorkerProcess:
         strategy: object = "DEFAULT",
         log_dir: Path | None = None,
     ) -> None:
+        self.name = name
+        self.process_id: int | None = None  # known once `start` has run, as is the next
+        self.node_id: str | None = None  # of Ray's node that it runs on
+        self._log_dir = log_dir
+        self._actor, self._args = actor, args
+        self._resources, self._strategy = dict(resources or {}), strategy
+        self._handle: Any = None
+        self._is_killed = False
+
+    async def start(self, timeout_s: float) -> None:
+        """Returns when the process runs, wherever Ray has room for it."""
+        await asyncio.to_thread(self._create)
+        self.process_id, self.node_id = await self.call("identity", timeout_s=timeout_s)
+        log.info("%s is process %d", self.name, self.process_id)
+
+    def _create(self) -> None:
+        """Blocks for as long as Ray's head is away."""
         import ray
 
-        named = dict(resources or {})
-        self.name = name
-        self.process_id: int | None = None  # known once `identify` has run
-        self._log_dir = log_dir
-        self._handle: Any = (
-            ray.remote(actor)
+        named = dict(self._resources)
+        self._handle = (
+            ray.remote(self._actor)
             .options(
                 num_cpus=0,
                 num_gpus=named.pop("GPU", 0.0),
                 resources=named,
-                scheduling_strategy=strategy,
+                scheduling_strategy=self._strategy,
                 max_restarts=0,
             )
-            .remote(*args)
+            .remote(*self._args)
         )
-
-    async def identify(self, timeout_s: float) -> int:
-        """Wait until the process runs, and return its id."""
-        self.process_id = await self.call("process_id", timeout_s=timeout_s)
-        log.info("%s is process %d", self.name, self.process_id)
-        return self.process_id
+        if self._is_killed:  # meanwhile
+            ray.kill(self._handle, no_restart=True)
 
     async def call(self, method: str, *args: object, timeout_s: float | None) -> Any:
         """The actor's answer. Raises WorkerFailed, with the reason, when it dies, raises, or takes longer."""
@@ -77,7 +87,9 @@ class WorkerProcess:
     def kill(self) -> None:
         import ray
 
-        ray.kill(self._handle, no_restart=True)
+        self._is_killed = True
+        if self._handle is not None:
+            ray.kill(self._handle, no_restart=True)
 
     def _last_words(self) -> str:
         """The end of what the process wrote, for an error message."""

@@ -1,4 +1,5 @@
-"""What happens when a part of the cell is lost: start it anew, later each time, and not for ever. No Ray here."""
+"""What happens when a part of the cell is lost: start it anew, later each time, and not for ever. And when a machine
+of it is going away: start it anew elsewhere before it is lost. No Ray here."""
 
 from __future__ import annotations
 
@@ -8,11 +9,14 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Any, Self
 
 from cluster.config import RestartSection
 from cluster.errors import ClusterError, WorkerFailed
 
 log = logging.getLogger(__name__)
+
+_GRACE_S = 1.0  # for the old life of a part that has moved: nobody sends to it any more
 
 
 class Part(ABC):
@@ -36,6 +40,22 @@ class Part(ABC):
     @abstractmethod
     def kill(self) -> None:
         """End at once, whatever it is doing: all its processes, and `address` is None. May be called again."""
+
+    @abstractmethod
+    async def leaving(self) -> None:
+        """Returns once a machine that the part runs on is going away."""
+
+    @abstractmethod
+    def successor(self) -> Self:
+        """The same part, not started, in a place of its own."""
+
+    @abstractmethod
+    def change_places(self, other: Self) -> None:
+        """Go on with the processes and the address of `other`, which gets this one's."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give back the place of a killed part. Where it is started again, it takes another."""
 
 
 class RestartBudget:
@@ -63,17 +83,70 @@ async def keep_alive(
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Start a part that does not serve yet, and again whenever it is lost, until cancelled; `on_up` runs after each.
+    It is moved while it serves where its machine is going away.
 
     Raises WorkerFailed, with the last reason, when the budget of restarts is spent; the part is then killed.
     """
     budget = RestartBudget(limits)
     while True:
-        reason: str | None = await part.lost() if part.address else f"{part.name} has not been started yet"
+        not_yet = f"{part.name} has not been started yet"
+        reason: str | None = await _while_up(part, on_up) if part.address else not_yet
         lost_at_s = clock()
         while reason is not None:
             reason = await _restart(part, budget, clock(), reason)
         log.warning("%s is back on %s after %.1f s", part.name, part.address, clock() - lost_at_s)
         await on_up()
+
+
+async def _while_up(part: Part, on_up: Callable[[], Awaitable[None]]) -> str:
+    """Returns why the part is lost, once it is. Until then it moves whenever a machine of it is going away."""
+    while True:
+        lost, leaving = asyncio.ensure_future(part.lost()), asyncio.ensure_future(part.leaving())
+        try:
+            await asyncio.wait([lost, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if lost.done() or not await _move(part, lost, on_up):
+                return await lost
+        finally:
+            lost.cancel()
+            leaving.cancel()
+
+
+async def _move(part: Part, lost: asyncio.Future[str], on_up: Callable[[], Awaitable[None]]) -> bool:
+    """Start the part anew elsewhere, announce that, and end its old life; until then it serves where it is, if it can.
+
+    Where there is no room it waits for some. False when the new start failed.
+    """
+    log.warning("a machine of %s is going away: starting it on another", part.name)
+    other, is_moved = part.successor(), False
+    try:
+        await _start_beside(part, other, lost)
+        part.change_places(other)
+        is_moved = True
+        log.warning("%s has moved to %s", part.name, part.address)
+        await on_up()
+        await other.stop(_GRACE_S)
+    except ClusterError as error:
+        log.warning("moving %s: %s", part.name, error.message)
+    finally:
+        other.kill()
+        other.release()
+    return is_moved
+
+
+async def _start_beside(part: Part, other: Part, lost: asyncio.Future[str]) -> None:
+    """Returns when `other` serves; `part` is killed if it is lost before that."""
+    start = asyncio.create_task(other.start())
+    either: list[asyncio.Future[Any]] = [start, lost]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not start.done():
+            log.warning(lost.result())
+            part.kill()
+            part.release()  # else its old place and that of `other` would wait for the same room
+        await start
+    finally:
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
 
 
 async def _restart(part: Part, budget: RestartBudget, now_s: float, reason: str) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Self
 
 import pytest
 
@@ -14,21 +16,26 @@ AT_ONCE = RestartSection(max_restarts=3, first_backoff_s=0.0)
 
 
 class ScriptedPart(Part):
-    """Is lost whenever `lose` is called; its starts fail as often as told."""
+    """Is lost whenever `lose` is called, and has to move once `announce_end` was; its starts fail as often as told."""
 
     name = "part"
 
     def __init__(self, failing_starts: int = 0) -> None:
         self.calls: list[str] = []
         self.address: str | None = "first"
+        self.next: ScriptedPart | None = None  # what it moves to, or goes on as
+        self.has_room = asyncio.Event()
+        self.has_room.set()
         self._failing_starts = failing_starts
         self._reasons: asyncio.Queue[str] = asyncio.Queue()
+        self._is_leaving = asyncio.Event()
 
     def lose(self, reason: str) -> None:
         self._reasons.put_nowait(reason)
 
     async def start(self) -> None:
         self.calls.append("start")
+        await self.has_room.wait()
         if self._failing_starts > 0:
             self._failing_starts -= 1
             raise WorkerFailed("no luck")
@@ -38,11 +45,31 @@ class ScriptedPart(Part):
         return await self._reasons.get()
 
     async def stop(self, grace_s: float) -> None:
-        raise AssertionError("a lost part is killed, not stopped")
+        assert self.address is None or self.address == "first", "only the old life of one that has moved is stopped"
+        self.calls.append("stop")
 
     def kill(self) -> None:
         self.calls.append("kill")
         self.address = None
+
+    def announce_end(self) -> None:
+        self._is_leaving.set()
+
+    async def leaving(self) -> None:
+        await self._is_leaving.wait()
+
+    def successor(self) -> ScriptedPart:
+        assert self.next is not None
+        self.next.address = None
+        return self.next
+
+    def change_places(self, other: Self) -> None:
+        mine = dict(vars(self))
+        vars(self).update(vars(other))
+        vars(other).update(mine)
+
+    def release(self) -> None:
+        self.calls.append("release")
 
 
 class Ups:
@@ -56,6 +83,15 @@ class Ups:
 
     async def next(self) -> None:
         await asyncio.wait_for(self.queue.get(), 10)
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Within a thousand turns of the event loop; nothing here waits for anything else."""
+    for _ in range(1000):
+        if is_so():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to that")
 
 
 def test_the_wait_doubles_with_every_restart_in_the_window_up_to_the_limit() -> None:
@@ -111,3 +147,62 @@ async def test_a_part_that_falls_too_often_is_killed_and_given_up_with_the_last_
         await asyncio.wait_for(keeper, 10)
     assert part.calls == ["kill", "start"] * 3 + ["kill"]
     assert part.address is None
+
+
+async def test_a_part_whose_machine_is_going_away_serves_until_its_next_life_does_and_only_then_ends() -> None:
+    part, ups = ScriptedPart(), Ups()
+    after, before = ScriptedPart(), part.calls
+    after.has_room.clear()
+    part.next = after
+    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    part.announce_end()
+    await until(lambda: after.calls == ["start"])
+    assert (part.address, before) == ("first", [])
+    after.has_room.set()
+    await ups.next()
+    assert part.address == "next"
+    await until(lambda: before == ["stop", "kill", "release"])
+    keeper.cancel()
+
+
+async def test_a_part_that_is_lost_before_it_could_move_goes_on_with_the_start_that_was_begun() -> None:
+    part, ups = ScriptedPart(), Ups()
+    after, before = ScriptedPart(), part.calls
+    after.has_room.clear()
+    part.next = after
+    keeper = asyncio.create_task(keep_alive(part, RestartSection(max_restarts=0), ups))
+    part.announce_end()
+    await until(lambda: after.calls == ["start"])
+    part.lose("its machine is gone")
+    await until(lambda: before == ["kill", "release"])
+    assert part.address is None
+    after.has_room.set()
+    await ups.next()
+    assert (part.address, part.calls) == ("next", ["start"])
+    keeper.cancel()
+
+
+async def test_a_move_that_fails_leaves_the_part_where_it_is_and_its_loss_is_an_ordinary_one() -> None:
+    part, ups = ScriptedPart(), Ups()
+    part.next = after = ScriptedPart(failing_starts=1)
+    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    part.announce_end()
+    await until(lambda: after.calls == ["start", "kill", "release"])
+    assert (part.address, part.calls) == ("first", [])
+    part.lose("its machine is gone")
+    await ups.next()
+    assert (part.address, part.calls) == ("next", ["kill", "start"])
+    keeper.cancel()
+
+
+async def test_a_stop_in_the_middle_of_a_move_leaves_neither_life_unattended() -> None:
+    part, ups = ScriptedPart(), Ups()
+    part.next = after = ScriptedPart()
+    after.has_room.clear()
+    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    part.announce_end()
+    await until(lambda: after.calls == ["start"])
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)
+    assert after.calls == ["start", "kill", "release"]
+    assert (part.address, part.calls) == ("first", [])
