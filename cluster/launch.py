@@ -48,7 +48,8 @@ class Cell:
         self.target: TargetGroup | None = None
         self.drafters: list[DrafterPart] = []
         self._keepers: list[asyncio.Task[None]] = []
-        self._telling = asyncio.Lock()
+        self._given_up: set[DrafterPart] = set()
+        self._told = asyncio.Condition()
         self._stopping: asyncio.Task[None] | None = None
         self._must_hurry = asyncio.Event()
 
@@ -84,6 +85,28 @@ class Cell:
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop())
         await asyncio.shield(self._stopping)
+
+    async def renew_drafters(self) -> None:
+        """Each drafter in turn ends in an orderly way and is started anew, and the next one only when it is back.
+
+        Those that are down are left to their restarts. Raises WorkerFailed when one does not come back.
+        """
+        for drafter in [drafter for drafter in self.drafters if drafter.address is not None]:
+            before = drafter.process_ids
+            await self._tell_scheduler(but=drafter)
+            await drafter.stop(_WORKER_GRACE_S)  # its keeper starts what has ended
+            await self._wait_for_another(drafter, before)
+
+    async def _wait_for_another(self, drafter: DrafterPart, before: Sequence[int]) -> None:
+        """Returns when another life of it serves. Its keeper says when there will be none."""
+
+        def is_decided() -> bool:
+            return drafter in self._given_up or (drafter.address is not None and drafter.process_ids != before)
+
+        async with self._told:
+            await self._told.wait_for(is_decided)
+        if drafter in self._given_up:
+            raise WorkerFailed(f"{drafter.name} did not come back")
 
     async def _start(self, report: Report) -> None:
         address = self.config.ray.address
@@ -134,17 +157,20 @@ class Cell:
         except WorkerFailed as error:
             if not isinstance(part, DrafterPart):
                 raise
+            self._given_up.add(part)
             log.error("%s\nThe cell goes on without it: the same tokens, less speed.", error)
             await self._tell_scheduler()
 
-    async def _tell_scheduler(self) -> None:
+    async def _tell_scheduler(self, but: Part | None = None) -> None:
         """Give the scheduler the addresses of all workers that are up. One that is down is told when it is back."""
         assert self.scheduler is not None
         assert self.target is not None
-        async with self._telling:
+        async with self._told:
+            self._told.notify_all()
             if self.scheduler.address is None or self.target.address is None:
                 return
-            drafters = [drafter.address for drafter in self.drafters if drafter.address is not None]
+            up = [drafter for drafter in self.drafters if drafter is not but]
+            drafters = [drafter.address for drafter in up if drafter.address is not None]
             try:
                 await self.scheduler.set_workers([self.target.address], drafters, _TELL_TIMEOUT_S)
             except WorkerFailed as error:

@@ -47,6 +47,13 @@ class Command:
         async with asyncio.timeout(TIMEOUT_S):
             return await self.process.wait()
 
+    async def says(self, line: str) -> None:
+        """Returns once that is on its stderr."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(TIMEOUT_S):
+            while (await self.process.stderr.readline()).decode().strip() != line:
+                assert self.process.returncode is None
+
     def processes(self) -> list[psutil.Process]:
         """All that carry the marker of this run, the command included."""
         found = []
@@ -116,13 +123,22 @@ async def test_a_running_answer_is_finished_after_sigterm(tiny_model: Path) -> N
         assert command.processes() == []
 
 
+async def test_sigusr1_renews_the_drafters_and_the_command_serves_on(tiny_model: Path) -> None:
+    async with outriderd(*up(tiny_model), "--drafter", "ngram", cache=DEFAULT_CACHE_DIR.expanduser()) as command:
+        endpoint = await command.endpoint()
+        command.process.send_signal(signal.SIGUSR1)
+        await command.says("All drafters are new")
+        async with AsyncClient(endpoint) as client:
+            answer = await client.generate([3, 4, 5], sampling=SamplingParams(max_tokens=8, ignore_eos=True)).result()
+        assert len(answer.token_ids) == 8
+        command.process.send_signal(signal.SIGTERM)
+        assert await command.exit_code() == 0
+
+
 @pytest.mark.parametrize("line", ["Starting Ray", "Starting the target"])
 async def test_a_sigterm_while_the_cell_starts_leaves_nothing(tiny_model: Path, line: str) -> None:
     async with outriderd(*up(tiny_model), cache=DEFAULT_CACHE_DIR.expanduser()) as command:
-        assert command.process.stderr is not None
-        async with asyncio.timeout(TIMEOUT_S):
-            while (await command.process.stderr.readline()).decode().strip() != line:
-                assert command.process.returncode is None
+        await command.says(line)
         command.process.send_signal(signal.SIGTERM)
         assert await command.exit_code() == 0
         assert command.processes() == []
