@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROTOS := protos/outrider/v1
 
-.PHONY: help setup demo test helm-test faults kills check format lint types layers protos protos-check clean
+.PHONY: help setup demo test helm-test faults kills cluster-test check format lint types layers protos protos-check clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ KILL_SECONDS := 180
 
 kills: $(INSTALLED)  ## every process of a cell killed in turn, for three minutes (KILL_SECONDS), under 32 streams
 	$(BIN)/python -m pytest tests/cluster/test_kills.py -s --kill-seconds $(KILL_SECONDS)
+
+cluster-test: $(INSTALLED)  ## nodes of several lost, or announced to go, under load; times to recover; about ten minutes
+	$(BIN)/python -m pytest tests/cluster/nodes --nodes
 
 check: $(INSTALLED) lint types layers protos-check  ## everything short of the tests
 

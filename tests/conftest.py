@@ -20,6 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kill-seconds", type=float, default=25.0, help="how long tests/cluster/test_kills.py goes on")
+    parser.addoption("--nodes", action="store_true", help="run tests/cluster/nodes too: minutes, on several Ray nodes")
 
 
 def pytest_configure() -> None:
@@ -28,10 +29,14 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files that start cells or load the default model come first: were one of these the last, one process of tests
     would be busy with it for minutes while the other has nothing to do."""
     long = {item.path for item in items if item.get_closest_marker("model") or item.get_closest_marker("cluster")}
+    if not config.getoption("--nodes"):
+        for item in items:
+            if item.get_closest_marker("nodes"):
+                item.add_marker(pytest.mark.skip("make cluster-test runs it"))
     items.sort(key=lambda item: item.path not in long)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,24 +57,35 @@ async def running(config: CellConfig) -> AsyncIterator[Cell]:
 
 
 class Returns(logging.Handler):
-    """The parts that came back after a loss, as the supervisor logs them."""
+    """The parts that came back after a loss, or have moved, as the supervisor logs them."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._names: asyncio.Queue[str] = asyncio.Queue()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "is back" in record.msg and isinstance(record.args, tuple):
+        if ("is back" in record.msg or "has moved" in record.msg) and isinstance(record.args, tuple):
             self._names.put_nowait(str(record.args[0]))
 
     async def next(self) -> str:
         async with asyncio.timeout(TIMEOUT_S):
             return await self._names.get()
 
+    def are_all_taken(self) -> bool:
+        return self._names.empty()
+
+
+@contextmanager
+def listening() -> Iterator[Returns]:
+    handler = Returns()
+    logging.getLogger("cluster.supervise").addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logging.getLogger("cluster.supervise").removeHandler(handler)
+
 
 @pytest.fixture
 def returns() -> Iterator[Returns]:
-    handler = Returns()
-    logging.getLogger("cluster.supervise").addHandler(handler)
-    yield handler
-    logging.getLogger("cluster.supervise").removeHandler(handler)
+    with listening() as handler:
+        yield handler
