@@ -103,6 +103,7 @@ class WorkerProcess:
 
 
 def _plain_reason(error: Exception) -> str:
-    """The one sentence that matters in Ray's account of a death."""
-    last_line = str(error).strip().splitlines()[-1].partition(" Some common causes")[0]
+    """The one sentence that matters in Ray's account of a death: the last one that is no field."""
+    sentences = [line for line in str(error).strip().splitlines() if not line.startswith("\t")]
+    last_line = sentences[-1].partition(" Some common causes")[0]
     return f"its process ended: {last_line.rpartition('Worker exit detail: ')[2]}"
