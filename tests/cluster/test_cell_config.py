@@ -9,6 +9,7 @@ import pytest
 
 from cluster.config import CellConfig, DrafterKind, load_config, parse_drafter, parse_drafters
 from cluster.errors import ConfigError
+from cluster.server_configs import scheduler_config
 from workers.draft.drafter import KINDS
 
 FULL_FILE = """
@@ -144,6 +145,17 @@ def test_a_wrong_setting_is_answered_in_one_line_with_key_value_and_way_out(
     assert [part for part in parts if part not in message] == []
     assert "\n" not in message
     assert "pydantic" not in message
+
+
+@pytest.mark.parametrize("port", [None, 0, 9464])
+def test_the_scheduler_is_told_where_its_metrics_are_read(port: int | None) -> None:
+    section = load_config(None, {"scheduler": {"metrics_port": port}}).scheduler
+    assert scheduler_config(section, "127.0.0.1:0").metrics_port == port
+
+
+def test_a_metrics_port_that_is_none_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="metrics_port"):
+        load_config(None, {"scheduler": {"metrics_port": 65536}})
 
 
 def test_a_file_that_is_not_there_or_not_toml_is_answered_with_its_name(tmp_path: Path) -> None:
