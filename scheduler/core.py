@@ -14,7 +14,7 @@ another committed_len, is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import count
@@ -35,6 +35,7 @@ from scheduler.events import (
     Cancelled,
     Command,
     DrafterDown,
+    DrafterLeaving,
     DrafterUp,
     Emit,
     Event,
@@ -58,6 +59,7 @@ from scheduler.policy.patience import Patience
 from scheduler.policy.policy import PassInFlight, PassReport, Policy, context_of, num_tokens_of
 from scheduler.policy.price import Price
 from scheduler.preemption import Capacity, who_gives_way
+from scheduler.policy.worth import Lack, Worth
 from scheduler.request import DrafterHealth, Request, TargetView
 from scheduler.totals import Totals
 from scheduler.waitlist import Waitlist
@@ -134,6 +136,16 @@ class Core:
     def is_starved(self, worker: str, drafter: str) -> bool:
         return self._drafting.is_starved(self._drafting.health(worker, drafter))
 
+    def num_requests_on(self, worker: str) -> int:
+        """That the drafters of this worker draft for."""
+        return self._drafting.num_requests_on(worker)
+
+    def worth(self, num_drafters: Mapping[str, int], most: int, now_s: float) -> dict[str, Worth | Lack]:
+        """Of the drafters of each name, if there were so many, and with up to `most`; or why that is not known."""
+        if isinstance(self._policy, Price):
+            return self._policy.worth(num_drafters, most, now_s)
+        return dict.fromkeys(num_drafters, Lack.NO_PRICE)
+
     def next_wakeup_s(self) -> float | None:
         """When the core wants a Tick if nothing happens before; None: never."""
         times = [deadline_s for deadline_s, _ in self._deadlines[:1]]
@@ -173,6 +185,8 @@ class Core:
                 self._finish_pass(event, now_s)
             case DrafterUp(worker, drafters, drawing):
                 self._commands += self._drafting.add_worker(worker, drafters, drawing, now_s)
+            case DrafterLeaving(worker):
+                self._drafting.retire_worker(worker)
             case DrafterDown(worker):
                 self._commands += self._drafting.lose_worker(worker, now_s)
             case Grown():

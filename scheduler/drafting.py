@@ -24,6 +24,7 @@ from scheduler.survival import Survival
 RUN_AHEAD = 3  # times a pass's nodes: what a drafter may have waiting, those in flight among them
 MAX_TREE_NODES = 1024
 MIN_VERDICTS = 64  # before a drafter is judged
+MAX_ASKED = 32  # orders of a request whose times are remembered
 TRIED_EVERY = 32  # orders: one that is starved gets so few
 
 
@@ -46,23 +47,27 @@ class Drafting:
         self.survival = Survival()
         self._workers: dict[str, tuple[str, ...]] = {}  # names of the drafters on each worker
         self._drawing: set[str] = set()  # names of those that can draw
+        self._leaving: set[str] = set()  # workers that get no new order
         self._generation = 1  # another one whenever the workers are others
         self._unanswered: OrderedDict[DrafterView, None] = OrderedDict()  # those that are silent, by the order's time
 
     def health(self, worker: str, drafter: str) -> DrafterHealth:
         return self._health.get((worker, drafter)) or DrafterHealth()
 
-    def order(self, request: Request, now_s: float) -> list[SendOrder]:
+    def order(self, request: Request, now_s: float) -> list[SendOrder | ReleaseDrafter]:
         """Tell this request's drafters its newest state, and ask for nodes below it."""
+        moved = self._settle(request)
         self._assign(request)
-        return [
+        orders = [
             self._order(request, view, now_s)
             for view in request.drafters.values()
             if not (view.is_silent and view.health.is_late) and self._has_turn(view.health)
         ]
+        return [*moved, *orders]
 
     def note_verdict(self, request: Request, chosen: int) -> None:
         """The target chose this token behind the root."""
+        self._policy.note_verdict(request)
         for node in request.tree.children(None).values():
             for name, vote in node.votes.items():
                 if vote.rank == 0 and name in request.drafters:
@@ -89,9 +94,19 @@ class Drafting:
         self._generation += 1
         return self._order_from_new(now_s)
 
+    def retire_worker(self, worker: str) -> None:
+        """No new order for it. Its requests have what it still sends until their next verdict; then they move."""
+        if self._workers.pop(worker, None) is not None:
+            self._leaving.add(worker)
+            self._generation += 1
+
+    def num_requests_on(self, worker: str) -> int:
+        return sum(health.num_requests for (each, _), health in self._health.items() if each == worker)
+
     def lose_worker(self, worker: str, now_s: float) -> list[SendOrder]:
         """Its nodes stay in the trees: they are as good as any. Its requests move to another worker if one is there."""
         self._workers.pop(worker, None)
+        self._leaving.discard(worker)
         self._generation += 1
         for pair in [pair for pair in self._health if pair[0] == worker]:
             del self._health[pair]
@@ -103,7 +118,7 @@ class Drafting:
     def release(self, request: Request) -> list[ReleaseDrafter]:
         views = request.drafters.values()
         for view in views:
-            self._unanswered.pop(view, None)
+            self._forget(view)
         return [ReleaseDrafter(view.worker, view.drafter, request.number, view.epoch) for view in views]
 
     def note_late(self, now_s: float) -> None:
@@ -126,6 +141,7 @@ class Drafting:
             return self._reopen(request, view, now_s)
         if grown.committed_len > request.committed_len:
             return []  # no drafter knows more than the scheduler
+        self._note_report(view, grown, now_s)
         if not request.new.is_drawn_for or grown.committed_len == request.committed_len:
             self._add_nodes(request, view, grown, vocab_size)
         else:
@@ -133,6 +149,15 @@ class Drafting:
         if view.ordered_len is None or grown.committed_len < view.ordered_len:
             return []
         return self._note_answer(request, view, grown.is_done, now_s)
+
+    def _note_report(self, view: DrafterView, grown: Growth, now_s: float) -> None:
+        """How long the drafter took for so many nodes, also where a verdict has overtaken them."""
+        asked = view.asked.get(grown.committed_len)
+        if asked is None or not grown.tokens:
+            return
+        asked_s, num_nodes = asked[0], asked[1] + len(grown.tokens)
+        view.asked[grown.committed_len] = asked_s, num_nodes
+        self._policy.note_report(view, num_nodes, now_s - asked_s)
 
     def _order_from_new(self, now_s: float) -> list[SendOrder]:
         requests = self._running.values()
@@ -148,8 +173,9 @@ class Drafting:
             if name in request.drafters:
                 continue
             workers = [worker for worker, names in self._workers.items() if name in names]
-            worker = min((self._num_requests_on(worker, name), worker) for worker in workers)[1]
+            worker = min((self._health[worker, name].num_requests, worker) for worker in workers)[1]
             health = self._health[worker, name]
+            health.num_requests += 1
             request.drafters[name] = DrafterView(worker, name, epoch=next(self._epochs), health=health)
             added.append(request.drafters[name])
         return added
@@ -161,15 +187,38 @@ class Drafting:
         # The one that it has stays: another's nodes would be mixed with those that are there.
         return sorted(names, key=lambda name: (name not in request.drafters, name not in self._drawing, name))[:1]
 
-    def _num_requests_on(self, worker: str, drafter: str) -> int:
-        views = (request.drafters.get(drafter) for request in self._running.values())
-        return sum(1 for view in views if view is not None and view.worker == worker)
+    def _settle(self, request: Request) -> list[ReleaseDrafter]:
+        """Once after workers have come or gone: leave those that retire, and those that have more than their share.
+        What is drafted stays; the worker that comes next has to be told, and to compute, the whole text."""
+        if request.settled == self._generation:
+            return []
+        request.settled = self._generation
+        left = [view for view in request.drafters.values() if view.worker in self._leaving or self._is_crowded(view)]
+        for view in left:
+            self._forget(view)
+            del request.drafters[view.drafter]
+            request.assigned = 0
+        return [ReleaseDrafter(view.worker, view.drafter, request.number, view.epoch) for view in left]
+
+    def _is_crowded(self, view: DrafterView) -> bool:
+        loads = [
+            self._health[each, view.drafter].num_requests for each, d in self._workers.items() if view.drafter in d
+        ]
+        return view.health.num_requests >= min(loads, default=view.health.num_requests) + 2
+
+    def _forget(self, view: DrafterView) -> None:
+        self._unanswered.pop(view, None)
+        view.health.num_requests -= 1
 
     def _order(self, request: Request, view: DrafterView, now_s: float) -> SendOrder:
         if request.new.is_drawn_for:  # nodes of a drafter that is lost may be there: siblings are drawn by one drafter
             request.tree.clear()
             view.places = Places()
         view.is_opening = view.told_len == 0
+        if not view.is_opening:  # with it comes the prompt, which takes its own time
+            view.asked[request.committed_len] = now_s, 0
+            if len(view.asked) > MAX_ASKED:
+                del view.asked[next(iter(view.asked))]
         order = SendOrder(
             worker=view.worker,
             drafter=view.drafter,
@@ -194,7 +243,7 @@ class Drafting:
         """Send everything again. A drafter that misses what it was just sent whole waits for the next commit."""
         self._unanswered.pop(view, None)
         view.epoch, view.told_len, view.ordered_len, view.is_silent = next(self._epochs), 0, None, False
-        view.places = Places()
+        view.places, view.asked = Places(), {}
         return [] if view.is_opening else [self._order(request, view, now_s)]
 
     def _note_answer(self, request: Request, view: DrafterView, is_done: bool, now_s: float) -> list[SendOrder]:

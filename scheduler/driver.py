@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from scheduler.core import Core, CoreConfig
 from scheduler.events import (
     Cancelled,
     Command,
+    DrafterLeaving,
     DrafterUp,
     Emit,
     Event,
@@ -90,6 +92,7 @@ class Driver:
         self._target_links: dict[str, tuple[TargetLink, asyncio.Task[None]]] = {}
         self._drafter_links: dict[str, tuple[DrafterLink, asyncio.Task[None]]] = {}
         self._changing_links = asyncio.Lock()
+        self._leaving: dict[str, asyncio.Event] = {}  # drafter workers that are drained; set once they are
         self._is_stopped = False
         self._model_known = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -161,6 +164,9 @@ class Driver:
         try:
             for command in self.core.handle(event, self.now_s):
                 self._carry_out(command)
+            for address, is_left in self._leaving.items():
+                if not self.core.num_requests_on(address):
+                    is_left.set()
             self._set_timer()
         except Exception as err:
             # The core's state can't be trusted after that, whoever posted the event: the process has to end.
@@ -224,6 +230,15 @@ class Driver:
                 if address not in self._drafter_links:
                     drafter = DrafterLink(address, self.post, self._served, self._channels)
                     self._drafter_links[address] = drafter, self._start(drafter)
+
+    async def drain_drafter(self, address: str, limit_s: float) -> None:
+        """Returns when no request drafts there any more, or after `limit_s`."""
+        is_left = self._leaving[address] = asyncio.Event()
+        self.post(DrafterLeaving(address))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await is_left.wait()
+        self._leaving.pop(address, None)
 
     @property
     def target_links(self) -> Iterable[TargetLink]:

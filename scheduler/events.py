@@ -142,6 +142,13 @@ class DrafterUp:
 
 
 @dataclass(frozen=True, slots=True)
+class DrafterLeaving:
+    """The worker is there, and to be left alone."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrafterDown:
     worker: str
 
@@ -179,7 +186,19 @@ class Tick:
     """Nothing happened but time."""
 
 
-Event = Submitted | Cancelled | Stopped | TargetUp | TargetDown | PassDone | DrafterUp | DrafterDown | Grown | Tick
+Event = (
+    Submitted
+    | Cancelled
+    | Stopped
+    | TargetUp
+    | TargetDown
+    | PassDone
+    | DrafterUp
+    | DrafterLeaving
+    | DrafterDown
+    | Grown
+    | Tick
+)
 
 # ── commands ────────────────────────────────────────────────────────────────────────────────────────
 

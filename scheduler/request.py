@@ -33,6 +33,7 @@ class DrafterHealth:
     acceptance: float = 1.0  # how often its best guess behind the root was the choice; recent ones count most
     num_verdicts: int = 0
     num_skipped: int = 0  # orders that it was not sent since the last one, its guesses being worth no pass time
+    num_requests: int = 0  # that it drafts for
     # Since it is here; nothing is decided by these.
     num_orders: int = 0
     num_orders_skipped: int = 0
@@ -60,6 +61,7 @@ class DrafterView:
     ordered_s: float = 0.0
     is_silent: bool = False  # nothing has come for that order
     num_reports: int = 0  # that have come for that order
+    asked: dict[int, tuple[float, int]] = field(default_factory=dict)  # of late: its time, and nodes since, by length
     began_empty: bool = False  # nothing had been drafted below its root when it went out
     is_opening: bool = False  # the last order brought everything from the first token on
     places: Places = field(default_factory=Places)
@@ -85,6 +87,7 @@ class Request:
         self.target = TargetView()
         self.drafters: dict[str, DrafterView] = {}  # by the drafter's name
         self.assigned = 0  # the drafting's generation in which it got them
+        self.settled = 0  # and in which it was last asked whether they are still the right ones
         self.stats = RequestStats(submitted_s=now_s, num_prompt_tokens=len(new.prompt))
         self.num_unanswered = 0  # passes in a row that the target did not answer in time
         self.refused_since_s: float | None = None  # the target has no blocks for it since then

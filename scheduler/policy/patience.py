@@ -45,6 +45,12 @@ class Patience:
     def note_growth(self, request: Request, view: DrafterView, now_s: float) -> None:
         pass
 
+    def note_verdict(self, request: Request) -> None:
+        pass
+
+    def note_report(self, view: DrafterView, num_nodes: int, seconds: float) -> None:
+        pass
+
 
 def draft_is_due_s(request: Request, enough: int, wait_s: float) -> float:
     """Until when a row waits for its draft. -inf where there is nothing to wait for: a prompt never waits, nobody waits

@@ -105,6 +105,12 @@ class Policy(Protocol):
     def note_growth(self, request: Request, view: DrafterView, now_s: float) -> None:
         """Nodes for a drafter's newest order are in the tree."""
 
+    def note_verdict(self, request: Request) -> None:
+        """The target has chosen below this request's root; the tree is still the one before."""
+
+    def note_report(self, view: DrafterView, num_nodes: int, seconds: float) -> None:
+        """So many nodes had come so long after their order, be it the newest one or not."""
+
     @property
     def min_survival(self) -> float:
         """Nodes that are reached less often are not worth a drafter's time."""

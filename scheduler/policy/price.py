@@ -6,12 +6,13 @@ waiting.py     whether to wait for drafts that are on their way
 pace.py        whether all rows go together, or two groups take turns
 pass_time.py   V(num_tokens), the time that all of this is counted in
 growth_curve.py  what may be expected of a drafter, and when
+supply.py      what drafters have been worth, for whoever wants more or fewer of them
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,9 @@ from scheduler.policy.pace import Pace
 from scheduler.policy.pass_time import PassTime
 from scheduler.policy.policy import Base, PassInFlight, PassReport, Plan, bases, context_of, num_tokens_of
 from scheduler.policy.selection import select
+from scheduler.policy.supply import Supply
 from scheduler.policy.waiting import Coming, wait_until_s
+from scheduler.policy.worth import Lack, Worth
 from scheduler.request import DrafterView, Request
 
 FLOOR_SHARE = 0.1  # of the least survival that is verified now: worth drafting ahead, for later passes
@@ -39,6 +42,9 @@ class Price:
         self._worth_verifying = MIN_FLOOR  # the survival of a node that is just worth its time
         self._nodes_per_row = 0.0  # that are verified, in the mean
         self._decoding = 0.0  # tokens a second, of passes without prompts
+        self._context_len = 0  # before the last pass
+        self._max_pass_tokens = 0  # of the target
+        self._supply = Supply()
 
     @property
     def min_survival(self) -> float:
@@ -49,6 +55,7 @@ class Price:
     def plan(
         self, free: Sequence[Request], in_flight: Sequence[PassInFlight], facts: TargetFacts, now_s: float
     ) -> Plan:
+        self._supply.note_rows(len(free) + sum(len(each.requests) for each in in_flight), now_s)
         if not free or len(in_flight) > 1:
             return Plan()
         rows = bases(free, facts.max_pass_tokens)
@@ -93,6 +100,7 @@ class Price:
             if weights is not None:
                 gain = sum(float(own[: row.num_nodes].sum()) for row, own in zip(rows, survivals, strict=True))
             self._note_missing_drafts(rows, num_choosing + gain)
+            self._context_len = _context(rows)
         return Plan(rows)
 
     def _survivals(self, row: Base) -> NDArray[np.float64]:
@@ -163,6 +171,7 @@ class Price:
     def note_target(self, facts: TargetFacts) -> None:
         self._time = PassTime(facts.pass_costs)
         self._pace = Pace()
+        self._max_pass_tokens = facts.max_pass_tokens
 
     def note_pass(self, sent: PassInFlight, report: PassReport, now_s: float) -> None:
         if report.pass_s > 0:
@@ -177,6 +186,17 @@ class Price:
         worth = survivals[survivals >= self._worth_verifying]
         curve = self._curves[view.worker, view.drafter]
         curve.learn(view.num_reports, now_s - view.ordered_s, float(worth.sum()), len(worth))
+
+    def note_verdict(self, request: Request) -> None:
+        self._supply.note_verdict(request)
+
+    def note_report(self, view: DrafterView, num_nodes: int, seconds: float) -> None:
+        self._supply.note_report(view, num_nodes, seconds)
+
+    def worth(self, num_drafters: Mapping[str, int], most: int, now_s: float) -> dict[str, Worth | Lack]:
+        """Of the drafters of each name, if there were so many, and with up to `most`; or why that is not known."""
+        seconds = self._time.curve(self._max_pass_tokens, self._context_len)
+        return self._supply.worth(num_drafters, seconds, self._pace.turnaround_s, now_s, most)
 
 
 def _context(rows: Sequence[Base]) -> int:

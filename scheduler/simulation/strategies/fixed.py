@@ -61,3 +61,9 @@ class Fixed:
 
     def note_growth(self, request: Request, view: DrafterView, now_s: float) -> None:
         pass
+
+    def note_verdict(self, request: Request) -> None:
+        pass
+
+    def note_report(self, view: DrafterView, num_nodes: int, seconds: float) -> None:
+        pass
