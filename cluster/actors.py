@@ -13,11 +13,16 @@ import faulthandler
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from cluster.config import CellConfig, DrafterSection
 from cluster.server_configs import drafter_config, scheduler_config, target_config
 from cluster.threads import thread_environment
+from outrider.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from scheduler.policy.worth import Lack, Worth
 
 DRAFTER_NICENESS = 10
 
@@ -49,6 +54,15 @@ class SchedulerActor(_Actor):
 
     async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
         await self._server.set_workers(targets, drafters)
+
+    async def drain_drafter(self, address: str, limit_s: float) -> None:
+        await self._server.drain_drafter(address, limit_s)
+
+    async def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]:
+        return self._server.worth(num_drafters, most)
+
+    async def show_scaling(self, scaling: bytes) -> None:
+        self._server.show_scaling(pb.Scaling.FromString(scaling))
 
     async def wait(self) -> None:
         await self._server.wait_failed()

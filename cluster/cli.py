@@ -24,6 +24,7 @@ from cluster.errors import ConfigError
 from cluster.launch import Cell, Report
 from cluster.signals import run_until_signal
 from outrider.access_options import TlsCa, TlsCert, TlsKey, TlsName, TlsOn, Token, access
+from outrider.client import DEFAULT_SERVER
 from outrider.errors import OutriderError
 
 app = typer.Typer(
@@ -121,6 +122,21 @@ def demo(
             settings = with_model(load_config(None, demo_settings() | _cache_flag(cache)), report)
         is_identical = asyncio.run(run_demo(settings, max_tokens, _print_line))
         raise typer.Exit(0 if is_identical else 1)
+
+
+@app.command()
+def status(
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The cell's address for clients.")] = DEFAULT_SERVER,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Show a running cell's drafters: how many there are, what they are worth, and why that many are wanted.
+
+    Example: outriderd status --server localhost:50051
+    """
+    from cluster.status import show_status
+
+    with _failures_end_the_command():
+        show_status(server, as_json=as_json)
 
 
 @app.command("verify-lossless")

@@ -7,6 +7,7 @@
     [restarts]   max_restarts, window_s, …
     [tls]        certificate, key, ca, …
     [auth]       tokens_file
+    [autoscale]  enabled, dry_run, …
 
 A flag wins over the file, the file over the defaults below.
 """
@@ -104,6 +105,7 @@ class TargetSection(Section):
     profile_s: float = Field(
         default=3.0, ge=0, description="for measuring, once, how long passes take; 0: not measured"
     )
+    price_per_hour: float = Field(default=0.0, ge=0, description="of all ranks; only ratios count, in any currency")
 
 
 class DrafterSection(Section):
@@ -119,6 +121,15 @@ class DrafterSection(Section):
     kv_cache_bytes: Annotated[int, Field(gt=0)] | None = None
     threads: Count | None = None
     compiled: bool = True
+    min_workers: int = Field(default=1, ge=0, description="so many are started, and never fewer are kept")
+    max_workers: Count = Field(default=1, description="with [autoscale]: never more than these")
+    price_per_hour: float = Field(default=0.0, ge=0, description="of one worker")
+
+    @model_validator(mode="after")
+    def _has_bounds_in_order(self) -> Self:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers is {self.min_workers}: it must not exceed max_workers, {self.max_workers}")
+        return self
 
     @model_validator(mode="after")
     def _has_a_source_if_it_needs_one(self) -> Self:
@@ -158,6 +169,18 @@ class AuthSection(Section):
     tokens_file: File = Field(description="who may ask: made with `outriderd token`; may be changed at any time")
 
 
+class AutoscaleSection(Section):
+    enabled: bool = Field(default=False, description="add and remove drafters, by what they are worth")
+    dry_run: bool = Field(default=False, description="decide and show, and do nothing")
+    period_s: Seconds = Field(default=5.0, description="between two decisions")
+    min_gain: float = Field(default=0.02, gt=0, description="share of goodput that a drafter must add, free or not")
+    hysteresis: float = Field(default=0.2, ge=0, lt=1, description="up: so much above break-even; down: so much below")
+    up_cool_down_s: float = Field(default=15.0, ge=0, description="after any change, before more are added")
+    down_cool_down_s: float = Field(default=120.0, ge=0, description="after any change, before one is removed")
+    give_up_s: Seconds = Field(default=180.0, description="for a drafter to start; then it is not wanted any more")
+    drain_s: Seconds = Field(default=10.0, description="for a drafter that goes to end what it was asked")
+
+
 class CellConfig(Section):
     """Everything that `outriderd up` can be told."""
 
@@ -170,6 +193,7 @@ class CellConfig(Section):
     restarts: RestartSection = RestartSection()
     tls: TlsSection | None = None
     auth: AuthSection | None = None
+    autoscale: AutoscaleSection = AutoscaleSection()
     cache_dir: Path = Field(default=DEFAULT_CACHE_DIR, strict=False, validate_default=True)
 
     @field_validator("cache_dir")
@@ -197,6 +221,16 @@ class CellConfig(Section):
         if self.auth is not None and self.tls is None and not is_loopback(listen):
             way_out = "set [tls], or listen on 127.0.0.1"
             raise ValueError(f"with auth.tokens_file and no [tls], scheduler.listen {listen!r} shows tokens: {way_out}")
+        return self
+
+    @model_validator(mode="after")
+    def _scales_only_what_it_is_told_to(self) -> Self:
+        for drafter in self.drafters:
+            if not self.autoscale.enabled and (drafter.min_workers, drafter.max_workers) != (1, 1):
+                way_out = "set autoscale.enabled, or leave min_workers and max_workers out"
+                raise ValueError(f"drafter {drafter.name!r} has bounds, and nothing scales it: {way_out}")
+        if self.autoscale.enabled and self.scheduler.draft_wait_s is not None:
+            raise ValueError("autoscale.enabled needs the scheduler's price: leave scheduler.draft_wait_s out")
         return self
 
 

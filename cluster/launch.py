@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 
-from cluster.config import CellConfig
+from cluster.autoscale import Autoscaler
+from cluster.config import CellConfig, DrafterSection
 from cluster.errors import ClusterError, WorkerFailed
 from cluster.health import wait_until_serving
 from cluster.leaving import LeavingNodes, draining_nodes
 from cluster.parts import DrafterPart, SchedulerPart, Surroundings, TargetGroup
 from cluster.placement import cores_of, local_resources, machines_with_room
+from cluster.pool import Crew, DrafterPool
 from cluster.ray_runtime import RayRuntime, RayThread, start_ray, stop_ray, watch_node
 from cluster.server_configs import cell_tls
 from cluster.supervise import Part, keep_alive
@@ -46,7 +49,8 @@ class Cell:
         self._ray: asyncio.Task[RayRuntime] | None = None
         self.scheduler: SchedulerPart | None = None
         self.target: TargetGroup | None = None
-        self.drafters: list[DrafterPart] = []
+        self.drafters: list[DrafterPart] = []  # those that drain among them
+        self._surroundings: Surroundings | None = None  # once it is known where the cell runs
         self._keepers: list[asyncio.Task[None]] = []
         self._given_up: set[DrafterPart] = set()
         self._told = asyncio.Condition()
@@ -120,15 +124,21 @@ class Cell:
         leaving = LeavingNodes()
         surroundings = Surroundings(self.config, threads, leaving, ray.log_dir, channels)
         self.scheduler, self.target = SchedulerPart(surroundings), TargetGroup(surroundings)
-        self.drafters = [
-            DrafterPart(surroundings, section, share)
-            for section, share in zip(self.config.drafters, threads.drafters, strict=True)
-        ]
+        self._surroundings = surroundings
+        first = {
+            each.name: [self._new_drafter(each, i + 1) for i in range(each.min_workers)]
+            for each in self.config.drafters
+        }
         needed = [part for part in self._parts if not (self.config.ray.autoscaled and isinstance(part, DrafterPart))]
         await _together([self._bring_up(part, report) for part in needed])
         await self._tell_scheduler()
         await wait_until_serving("the scheduler", self.endpoint, channels, self.config.ray.start_timeout_s)
-        steps = [watch_node(ray), *map(self._keep, self._parts)]
+        steps: list[Coroutine[None, None, None]] = [watch_node(ray)]
+        if self.config.autoscale.enabled:
+            autoscaler = self._autoscaler()
+            steps += [self._keep(self.target), self._keep(self.scheduler), autoscaler.run(first)]
+        else:
+            steps += map(self._keep, self._parts)
         if not ray.is_local:
             steps.append(leaving.watch(draining_nodes()))
         self._keepers = [asyncio.create_task(step) for step in steps]
@@ -150,6 +160,34 @@ class Cell:
         finally:
             start.cancel()
         report(f"Ready: {part.name} on {part.address}")
+
+    def _autoscaler(self) -> Autoscaler:
+        assert self.scheduler is not None
+        crew = Crew(self._new_drafter, self._keep, self._let_go)
+        pools = [DrafterPool(section, crew, time.monotonic) for section in self.config.drafters]
+        return Autoscaler(self.config, pools, self.scheduler.worth, self.scheduler.show_scaling)
+
+    def _new_drafter(self, section: DrafterSection, number: int) -> DrafterPart:
+        """One that has not been started: the first of its name, the second, …"""
+        assert self._surroundings is not None
+        threads = self._surroundings.threads.drafters[self.config.drafters.index(section)]
+        self.drafters.append(DrafterPart(self._surroundings, section, threads, number))
+        return self.drafters[-1]
+
+    async def _let_go(self, part: DrafterPart) -> None:
+        """Drain a drafter that nobody keeps any more, and end it."""
+        assert self.scheduler is not None
+        try:
+            if part.address is not None:
+                await self.scheduler.drain_drafter(part.address, self.config.autoscale.drain_s)
+        except WorkerFailed as error:
+            log.warning("%s was not drained: %s", part.name, error)
+        self.drafters.remove(part)
+        try:
+            await self._tell_scheduler()
+            await self._orderly([part], _WORKER_GRACE_S)
+        finally:
+            part.kill()
 
     async def _keep(self, part: Part) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from abc import abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,6 +20,8 @@ from cluster.process import WorkerProcess
 from cluster.supervise import Part
 from cluster.threads import ThreadPlan
 from outrider.tls import CellChannels
+from outrider.v1 import inference_pb2 as pb
+from scheduler.policy.worth import Lack, Worth
 
 T = TypeVar("T")
 
@@ -149,6 +151,24 @@ class SchedulerPart(ActorPart):
     async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], timeout_s: float) -> None:
         await self._processes[0].call("set_workers", list(targets), list(drafters), timeout_s=timeout_s)
 
+    async def drain_drafter(self, address: str, limit_s: float) -> None:
+        """Returns when nothing is drafted there any more, or after the limit."""
+        await self._call("drain_drafter", address, limit_s, timeout_s=limit_s + _ANSWER_S)
+
+    async def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]:
+        """What drafters are worth, by name, if there were so many; looked at up to `most` of them."""
+        worth: dict[str, Worth | Lack] = await self._call("worth", dict(num_drafters), most, timeout_s=_ANSWER_S)
+        return worth
+
+    async def show_scaling(self, scaling: pb.Scaling) -> None:
+        """For those who ask the scheduler."""
+        await self._call("show_scaling", scaling.SerializeToString(), timeout_s=_ANSWER_S)
+
+    async def _call(self, method: str, *args: object, timeout_s: float) -> Any:
+        if self.address is None:
+            raise WorkerFailed(f"{self.name} does not run")
+        return await self._processes[0].call(method, *args, timeout_s=timeout_s)
+
 
 class TargetGroup(ActorPart):
     """All ranks of the target. A rank can't be replaced alone: the others wait in a collective for the lost one."""
@@ -198,8 +218,9 @@ class TargetGroup(ActorPart):
 
 
 class DrafterPart(ActorPart):
-    def __init__(self, surroundings: Surroundings, section: DrafterSection, threads: int) -> None:
-        super().__init__(f"drafter {section.name}", surroundings)
+    def __init__(self, surroundings: Surroundings, section: DrafterSection, threads: int, number: int = 1) -> None:
+        """`number`: among those of its name."""
+        super().__init__(f"drafter {section.name}" + (f", number {number}" if number > 1 else ""), surroundings)
         self._section, self._threads = section, threads
 
     async def _spawn(self) -> list[WorkerProcess]:

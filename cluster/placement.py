@@ -42,7 +42,10 @@ def bundle_of(pool: str, device: Device) -> Bundle:
 
 def local_resources(config: CellConfig) -> dict[str, float]:
     """What this machine must offer for the cell to fit exactly."""
-    return {TARGET: float(config.target.tensor_parallel), DRAFT: float(len(config.drafters))}
+    return {
+        TARGET: float(config.target.tensor_parallel),
+        DRAFT: float(sum(each.max_workers for each in config.drafters)),
+    }
 
 
 def alive_machines() -> list[Machine]:
@@ -83,7 +86,8 @@ def check_feasible(config: CellConfig, machines: Sequence[Machine]) -> None:
             f"the target needs {_times(num_ranks, rank)} on one machine, and there is {_offers(machines, rank)}: "
             f"lower target.tensor_parallel, or start a machine with ray start {_flags(num_ranks, rank)}"
         )
-    devices = [] if config.ray.autoscaled else [drafter.device for drafter in config.drafters]
+    sections = [] if config.ray.autoscaled else config.drafters
+    devices = [drafter.device for drafter in sections for _ in range(drafter.min_workers)]
     wants: tuple[tuple[Device, int], ...] = (("cuda", devices.count("cuda")), ("cpu", len(devices)))
     for device, wanted in wants:  # one with a GPU takes a place in the pool too
         worker = bundle_of(DRAFT, device)

@@ -58,8 +58,8 @@ from scheduler.events import (
 from scheduler.policy.patience import Patience
 from scheduler.policy.policy import PassInFlight, PassReport, Policy, context_of, num_tokens_of
 from scheduler.policy.price import Price
-from scheduler.preemption import Capacity, who_gives_way
 from scheduler.policy.worth import Lack, Worth
+from scheduler.preemption import Capacity, who_gives_way
 from scheduler.request import DrafterHealth, Request, TargetView
 from scheduler.totals import Totals
 from scheduler.waitlist import Waitlist

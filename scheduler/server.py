@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,14 @@ from outrider.errors import InternalError
 from outrider.guard import Guard
 from outrider.rpc import DEFAULT_PORT, server_options
 from outrider.tls import CellChannels, CellTls, add_port
+from outrider.v1 import inference_pb2 as pb
 from scheduler.core import CoreConfig
 from scheduler.drafting import RUN_AHEAD
 from scheduler.driver import Driver
 from scheduler.gate import Gate
 from scheduler.information import ServiceLimits
 from scheduler.metrics_server import MetricsServer
+from scheduler.policy.worth import Lack, Worth
 from scheduler.service import SERVICE_NAME, InferenceService
 
 log = logging.getLogger(__name__)
@@ -133,6 +135,22 @@ class SchedulerServer:
         """Use exactly these workers, given as host:port. Call again whenever one is restarted elsewhere."""
         assert self._driver is not None, "start() comes first"
         await self._driver.set_workers(targets, drafters)
+
+    async def drain_drafter(self, address: str, limit_s: float) -> None:
+        """Give a worker no new order. Returns when no request drafts there any more, or after `limit_s`; then leave it
+        out of `set_workers`."""
+        assert self._driver is not None, "start() comes first"
+        await self._driver.drain_drafter(address, limit_s)
+
+    def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]:
+        """What drafters are worth, by name, if there were so many; looked at up to `most` of them."""
+        assert self._driver is not None, "start() comes first"
+        return self._driver.core.worth(num_drafters, most, self._driver.now_s)
+
+    def show_scaling(self, scaling: pb.Scaling) -> None:
+        """Whoever asks for information is shown this, too."""
+        assert self._service is not None, "start() comes first"
+        self._service.scaling = scaling
 
     async def wait_failed(self) -> None:
         """Returns never; raises what broke the scheduler."""

@@ -66,6 +66,7 @@ class InferenceService:
         self.calls = Calls(driver.end)
         self._num_coming = 0  # answers that have a place, and whose prompts are being tokenised
         self.is_draining = False
+        self.scaling = pb.Scaling()  # as whoever scales the drafters tells it
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """The service for a grpc.aio server. Requests are parsed by `malformed.parser`, which never raises."""
@@ -92,7 +93,9 @@ class InferenceService:
         return model_info(self._driver)
 
     async def _get_server_info(self, _: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
-        return server_info(self._driver, self._limits, self._version, is_draining=self.is_draining)
+        info = server_info(self._driver, self._limits, self._version, is_draining=self.is_draining)
+        info.scaling.CopyFrom(self.scaling)
+        return info
 
     async def drain(self, limit_s: float) -> None:
         """Refuse new requests and let the others end; those that have not within `limit_s` end with UNAVAILABLE.

@@ -11,11 +11,14 @@ from google.protobuf.message import Message as ProtoMessage
 from outrider.errors import InternalError, InvalidRequest
 from outrider.types import (
     AcceptanceRule,
+    DrafterPool,
     DrafterStats,
     FinishReason,
     Message,
     ModelInfo,
     SamplingParams,
+    Scaling,
+    ScalingDecision,
     ServerInfo,
     ServiceClass,
     Speculation,
@@ -248,6 +251,34 @@ def server_info_from_proto(info: pb.GetServerInfoResponse) -> ServerInfo:
         bubble_s=info.load.bubble_s,
         targets=tuple(map(_worker_from_proto, info.targets)),
         drafters=tuple(map(_worker_from_proto, info.drafters)),
+        scaling=_scaling_from_proto(info.scaling),
+    )
+
+
+def _scaling_from_proto(scaling: pb.Scaling) -> Scaling:
+    return Scaling(
+        is_dry_run=scaling.is_dry_run,
+        pools=tuple(map(_pool_from_proto, scaling.pools)),
+        decisions=tuple(
+            ScalingDecision(each.pool, each.time_s, each.num_before, each.num_after, each.reason)
+            for each in scaling.decisions
+        ),
+    )
+
+
+def _pool_from_proto(pool: pb.DrafterPool) -> DrafterPool:
+    return DrafterPool(
+        name=pool.name,
+        num_wanted=pool.num_wanted,
+        num_present=pool.num_present,
+        num_starting=pool.num_starting,
+        num_draining=pool.num_draining,
+        min_workers=pool.min_workers,
+        max_workers=pool.max_workers,
+        goodput=pool.goodput if pool.HasField("goodput") else None,
+        worth_of_one_more=pool.worth_of_one_more if pool.HasField("worth_of_one_more") else None,
+        worth_of_the_last=pool.worth_of_the_last if pool.HasField("worth_of_the_last") else None,
+        reason=pool.reason,
     )
 
 

@@ -183,6 +183,41 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class DrafterPool:
+    """The drafters of one name, where their number is scaled."""
+
+    name: str
+    num_wanted: int
+    num_present: int  # serving, and wanted
+    num_starting: int
+    num_draining: int  # not wanted any more, and still there
+    min_workers: int
+    max_workers: int
+    goodput: float | None  # tokens a second of the whole cell with as many as are wanted; None: not known
+    worth_of_one_more: float | None  # tokens a second that it would add
+    worth_of_the_last: float | None  # that one fewer would lose
+    reason: str  # for the number that is wanted
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingDecision:
+    pool: str
+    time_s: float  # Unix time
+    num_before: int
+    num_after: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Of the cell's drafters; without pools where nothing scales them."""
+
+    is_dry_run: bool = False  # decided, and not done
+    pools: tuple[DrafterPool, ...] = ()
+    decisions: tuple[ScalingDecision, ...] = ()  # the newest first
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     version: str
     state: str
@@ -199,3 +234,4 @@ class ServerInfo:
     bubble_s: float  # in which none did, while requests wanted one
     targets: tuple[WorkerInfo, ...]
     drafters: tuple[WorkerInfo, ...]
+    scaling: Scaling = Scaling()

@@ -345,20 +345,22 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "state", "limits", "load", "targets", "drafters")
+    __slots__ = ("version", "state", "limits", "load", "targets", "drafters", "scaling")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
     DRAFTERS_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
     version: str
     state: ServerState
     limits: Limits
     load: Load
     targets: _containers.RepeatedCompositeFieldContainer[WorkerInfo]
     drafters: _containers.RepeatedCompositeFieldContainer[WorkerInfo]
-    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ..., drafters: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ...) -> None: ...
+    scaling: Scaling
+    def __init__(self, version: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ..., drafters: _Optional[_Iterable[_Union[WorkerInfo, _Mapping]]] = ..., scaling: _Optional[_Union[Scaling, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_running_requests", "max_queued_requests", "max_message_bytes", "max_nodes_per_pass")
@@ -409,3 +411,53 @@ class WorkerInfo(_message.Message):
     num_verdicts: int
     acceptance: float
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., detail: _Optional[str] = ..., num_ranks: _Optional[int] = ..., num_verdicts: _Optional[int] = ..., acceptance: _Optional[float] = ...) -> None: ...
+
+class Scaling(_message.Message):
+    __slots__ = ("is_dry_run", "pools", "decisions")
+    IS_DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    is_dry_run: bool
+    pools: _containers.RepeatedCompositeFieldContainer[DrafterPool]
+    decisions: _containers.RepeatedCompositeFieldContainer[ScalingDecision]
+    def __init__(self, is_dry_run: _Optional[bool] = ..., pools: _Optional[_Iterable[_Union[DrafterPool, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[ScalingDecision, _Mapping]]] = ...) -> None: ...
+
+class DrafterPool(_message.Message):
+    __slots__ = ("name", "num_wanted", "num_present", "num_starting", "num_draining", "min_workers", "max_workers", "goodput", "worth_of_one_more", "worth_of_the_last", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_WANTED_FIELD_NUMBER: _ClassVar[int]
+    NUM_PRESENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_STARTING_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAINING_FIELD_NUMBER: _ClassVar[int]
+    MIN_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    GOODPUT_FIELD_NUMBER: _ClassVar[int]
+    WORTH_OF_ONE_MORE_FIELD_NUMBER: _ClassVar[int]
+    WORTH_OF_THE_LAST_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    num_wanted: int
+    num_present: int
+    num_starting: int
+    num_draining: int
+    min_workers: int
+    max_workers: int
+    goodput: float
+    worth_of_one_more: float
+    worth_of_the_last: float
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., num_wanted: _Optional[int] = ..., num_present: _Optional[int] = ..., num_starting: _Optional[int] = ..., num_draining: _Optional[int] = ..., min_workers: _Optional[int] = ..., max_workers: _Optional[int] = ..., goodput: _Optional[float] = ..., worth_of_one_more: _Optional[float] = ..., worth_of_the_last: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ScalingDecision(_message.Message):
+    __slots__ = ("pool", "time_s", "num_before", "num_after", "reason")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    TIME_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    NUM_AFTER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    time_s: float
+    num_before: int
+    num_after: int
+    reason: str
+    def __init__(self, pool: _Optional[str] = ..., time_s: _Optional[float] = ..., num_before: _Optional[int] = ..., num_after: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...

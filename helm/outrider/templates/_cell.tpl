@@ -48,6 +48,11 @@ require_client_certificate = {{ .requireClientCertificate }}
 [auth]
 tokens_file = "/etc/outrider-auth/tokens.toml"
 {{- end }}
+{{- with $cell.autoscale }}
+
+[autoscale]
+{{- include "outrider.table" . }}
+{{- end }}
 {{- range $cell.drafters }}
 {{- $threads := ternary (max 1 (div $.Values.draft.cpu $.Values.draft.slots)) 1 (has .kind (list "model" "universal")) }}
 

@@ -42,14 +42,16 @@ runAsNonRoot: true
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{/* How many drafters cluster/default_model.py and cluster/config.py make where none is named. */}}
+{{/* How many drafters there may be; cluster/default_model.py and cluster/config.py make some where none is named. */}}
 {{- define "outrider.numDrafters" -}}
-{{- if kindIs "slice" .Values.cell.drafters }}{{ len .Values.cell.drafters }}{{ else if .Values.cell.target.model }}1{{ else }}2{{ end -}}
+{{- $count := 0 }}
+{{- range .Values.cell.drafters }}{{ $count = add $count (int (.max_workers | default 1)) }}{{ end }}
+{{- if kindIs "slice" .Values.cell.drafters }}{{ $count }}{{ else if .Values.cell.target.model }}1{{ else }}2{{ end -}}
 {{- end }}
 
 {{- define "outrider.numGpuDrafters" -}}
 {{- $count := 0 }}
-{{- range .Values.cell.drafters }}{{ if eq (.device | default "cpu") "cuda" }}{{ $count = add1 $count }}{{ end }}{{ end }}
+{{- range .Values.cell.drafters }}{{ if eq (.device | default "cpu") "cuda" }}{{ $count = add $count (int (.max_workers | default 1)) }}{{ end }}{{ end }}
 {{- $count -}}
 {{- end }}
 
