@@ -127,6 +127,12 @@ def demo(
 @app.command()
 def status(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The cell's address for clients.")] = DEFAULT_SERVER,
+    tls: TlsOn = False,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_name: TlsName = None,
+    token: Token = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Show a running cell's drafters: how many there are, what they are worth, and why that many are wanted.
@@ -136,7 +142,7 @@ def status(
     from cluster.status import show_status
 
     with _failures_end_the_command():
-        show_status(server, as_json=as_json)
+        show_status(server, access(tls, tls_ca, tls_cert, tls_key, tls_name, token), as_json=as_json)
 
 
 @app.command("verify-lossless")

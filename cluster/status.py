@@ -12,14 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from outrider import Client
+from outrider.access_options import Access
 from outrider.types import DrafterPool, Scaling, ServerInfo
 
 _UNKNOWN = "not known"
 
 
-def show_status(server: str, *, as_json: bool) -> None:
+def show_status(server: str, access: Access, *, as_json: bool) -> None:
     """Raises OutriderError where no cell answers."""
-    with Client(server) as client:
+    with Client(server, **access) as client:
         info = client.server_info()
     console = Console()
     if as_json:

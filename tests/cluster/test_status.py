@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cluster.status import show_status
+from outrider.access_options import Access
 from outrider.v1 import inference_pb2 as pb
 from scheduler.server import SchedulerConfig, SchedulerServer
 
 POOL = {"name": "small", "num_wanted": 3, "num_present": 1, "num_starting": 2, "num_draining": 1, "max_workers": 8}
 WORTH = ("goodput", "worth_of_one_more", "worth_of_the_last")
+NOBODY: Access = {"tls": None, "token": None}
 REASON = "2 more add 31.0 %; they pay from 12.0 % on"
 
 
@@ -32,7 +34,7 @@ def scaling(*, is_known: bool = True) -> pb.Scaling:
 
 
 async def shown(address: str, *, as_json: bool, capsys: pytest.CaptureFixture[str]) -> str:
-    await asyncio.to_thread(show_status, address, as_json=as_json)
+    await asyncio.to_thread(show_status, address, NOBODY, as_json=as_json)
     return capsys.readouterr().out
 
 
