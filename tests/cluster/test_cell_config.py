@@ -149,8 +149,8 @@ def test_a_wrong_setting_is_answered_in_one_line_with_key_value_and_way_out(
 
 @pytest.mark.parametrize("port", [None, 0, 9464])
 def test_the_scheduler_is_told_where_its_metrics_are_read(port: int | None) -> None:
-    section = load_config(None, {"scheduler": {"metrics_port": port}}).scheduler
-    assert scheduler_config(section, "127.0.0.1:0").metrics_port == port
+    config = load_config(None, {"scheduler": {"metrics_port": port}})
+    assert scheduler_config(config, "127.0.0.1:0").metrics_port == port
 
 
 def test_a_metrics_port_that_is_none_is_refused_by_name() -> None:
