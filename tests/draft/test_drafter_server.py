@@ -354,6 +354,25 @@ async def test_a_drafter_that_fails_ends_the_streams_and_is_seen(
     await server.stop(0)
 
 
+async def test_nodes_that_cannot_be_told_end_the_server_too(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hostile(requests: Sequence[Request]) -> None:
+        for request in requests:
+            request.tree.add(None, -7, "scripted", score=0.5)
+            request.is_live = False
+
+    monkeypatch.setattr(scripted, "step", hostile)
+    server = DrafterServer(DrafterConfig(drafters=("scripted",)))
+    async with grpc.aio.insecure_channel(await server.start()) as channel:
+        link = Link(drafter_pb2_grpc.DrafterStub(channel))
+        await link.send(make_order("scripted", PROMPT, is_open=True))
+
+        with pytest.raises(ValueError, match="-7"):
+            await asyncio.wait_for(server.wait_failed(), TIMEOUT_S)
+    await server.stop(0)
+
+
 async def test_stopping_is_idempotent_and_not_a_failure() -> None:
     server = DrafterServer(DrafterConfig(drafters=("ngram",)))
     await server.start()

@@ -110,7 +110,7 @@ def test_a_client_does_not_talk_to_a_server_of_another_name(cell: LocalCell, fil
         client.model_info()
 
 
-@pytest.mark.parametrize("token", [None, new_token(), TOKEN[:-1], ""])
+@pytest.mark.parametrize("token", [None, new_token(), TOKEN[:-1], ""], ids=["none", "another", "cut short", "empty"])
 def test_a_client_without_its_token_is_unauthenticated(cell: LocalCell, files: Folder, token: str | None) -> None:
     with Client(cell.endpoint, tls=files.client, token=token) as client:
         with pytest.raises(Unauthenticated):

@@ -54,6 +54,8 @@ class DrafterServer:
         self._endpoint = Endpoint(config.listen, SERVICE, config.tls)
         self._threads: list[EngineThread] = []
         self._drafting: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None  # of a drafter, on its thread or on its way to the wire
+        self._is_over = asyncio.Event()  # it has failed, or is stopped
 
     async def start(self) -> str:
         """Load the drafters, then serve. Returns the address, "host:port".
@@ -72,8 +74,11 @@ class DrafterServer:
         return address
 
     async def wait_failed(self) -> None:
-        """Returns once the server is stopped. Raises what a drafter raised: the server is of no more use then."""
-        await wait_any_failed(self._threads)
+        """Returns once the server is stopped. Raises what a drafter raised, or what its nodes led to: the server is of no
+        more use then."""
+        await self._is_over.wait()
+        if self._failure is not None:
+            raise self._failure
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """End the streams within grace_s and release everything. Harmless when it has been done."""
@@ -84,6 +89,7 @@ class DrafterServer:
             await asyncio.wait([drafting])
         for thread in self._threads:
             await thread.close()
+        self._is_over.set()
 
     async def _host(self, spec: DrafterSpec) -> Hosted:
         config = self._config
@@ -106,6 +112,8 @@ class DrafterServer:
                     tasks.create_task(each.run(thread))
         except ExceptionGroup as errors:
             _log.critical("%s has failed", self._config.name, exc_info=errors.exceptions[0])
+            self._failure = errors.exceptions[0]
+            self._is_over.set()
             await self._endpoint.fail()
 
 
