@@ -74,8 +74,8 @@ class DrafterServer:
         return address
 
     async def wait_failed(self) -> None:
-        """Returns once the server is stopped. Raises what a drafter raised, or what its nodes led to: the server is of no
-        more use then."""
+        """Returns once the server is stopped. Raises what a drafter raised, or what its nodes led to: the server is of
+        no more use then."""
         await self._is_over.wait()
         if self._failure is not None:
             raise self._failure
