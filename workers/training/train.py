@@ -1,4 +1,4 @@
-"""The training loop: AdamW with warm-up and cosine decay, kept on disk so that a kill costs minutes.
+"""The training loop: warm-up and cosine decay, kept on disk so that a kill costs minutes.
 
 Under torchrun each rank takes its share of the batches and the gradients are averaged (DistributedDataParallel).
 """
@@ -18,6 +18,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from workers.training.batches import Batch, batches
+from workers.training.optimizer import Optimizer
 from workers.training.shards import Answer
 from workers.training.student import Student
 
@@ -57,13 +58,10 @@ def train(
     """Train in place. Goes on from what `folder` keeps of a run that was interrupted."""
     model: Any = DistributedDataParallel(student) if size > 1 else student
     device = student.get_buffer("head").device
-    optimizer = torch.optim.AdamW(
-        [each for each in student.parameters() if each.requires_grad], lr=1.0, betas=(0.9, 0.95), weight_decay=0.01
-    )
+    optimizer = Optimizer(student.parameters())
     per_epoch = sum(1 for _ in batches(answers, config.batch_tokens, 0)) // size
     num_steps = config.epochs * per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(config, step, num_steps))
-    done = _load(folder / _STATE, student, optimizer, schedule)
+    done = _load(folder / _STATE, student, optimizer)
     kept_s, smoothed, num_tokens = time.monotonic(), math.nan, 0
     student.train()
     for number, batch in islice(enumerate(_batches(answers, config, rank, size), 1), done, None):
@@ -71,14 +69,13 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        optimizer.step(_learning_rate(config, number - 1, num_steps))
         value = float(loss.detach())
         smoothed = value if math.isnan(smoothed) else 0.98 * smoothed + 0.02 * value
         num_tokens += len(batch.chosen)
         report(Step(number, num_steps, smoothed, num_tokens))
         if rank == 0 and (time.monotonic() - kept_s > config.keep_every_s or number == num_steps):
-            _keep(folder / _STATE, student, optimizer, schedule, number)
+            _keep(folder / _STATE, student, optimizer, number)
             kept_s = time.monotonic()
     student.eval()
 
@@ -98,19 +95,18 @@ def _learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
     return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
 
 
-def _keep(file: Path, student: Student, optimizer: Any, schedule: Any, step: int) -> None:
+def _keep(file: Path, student: Student, optimizer: Optimizer, step: int) -> None:
     state = {
         "step": step,
         "weights": student.trained(),
         "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
     }
     unfinished = file.with_suffix(".incomplete")
     torch.save(state, unfinished)
     os.replace(unfinished, file)
 
 
-def _load(file: Path, student: Student, optimizer: Any, schedule: Any) -> int:
+def _load(file: Path, student: Student, optimizer: Optimizer) -> int:
     """Returns the number of steps that are done."""
     if not file.is_file():
         return 0
@@ -118,7 +114,6 @@ def _load(file: Path, student: Student, optimizer: Any, schedule: Any) -> int:
     for name, weight in student.trained().items():
         weight.copy_(state["weights"][name])
     optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
     return int(state["step"])
 
 
