@@ -1,8 +1,8 @@
 """What moves the weights: Muon for matrices, AdamW for the rest (the norms).
 
 Muon (Jordan et al., 2024; scaled as in Liu et al., arXiv 2502.16982) makes each update nearly orthogonal, and takes
-AdamW's learning rates. A step costs more and brings more. In a trial of 40 steps of 1,024 tokens from the same draft
-model, at the best rate of each, the loss fell by 0.092 and not by 0.048.
+AdamW's learning rates. The default draft model was made with it. In 40 steps of 1,024 tokens the loss fell by 0.078,
+with AdamW by 0.069, and a step took 1.5 times as long: which is better in the long run was not measured.
 """
 
 from __future__ import annotations
