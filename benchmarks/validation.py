@@ -154,7 +154,7 @@ async def pass_costs(target: str) -> list[list[float]]:
     async with grpc.aio.insecure_channel(target) as channel:
         stub: Any = TargetStub(channel)
         description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=10)
-    return [[float(each.num_tokens), float(each.context_len), 1000 * each.pass_s] for each in description.pass_costs]
+    return [[float(each.num_tokens), float(each.context_len), each.pass_ms] for each in description.pass_costs]
 
 
 # ── served ──────────────────────────────────────────────────────────────────────────────────────────
