@@ -23,9 +23,10 @@ from cluster.default_model import fetch_default_model, with_model
 from cluster.errors import ConfigError
 from cluster.launch import Cell, Report
 from cluster.signals import run_until_signal
-from outrider.access_options import TlsCa, TlsCert, TlsKey, TlsName, TlsOn, Token, access
+from outrider.access_options import AccessOptions
 from outrider.client import DEFAULT_SERVER
 from outrider.errors import OutriderError
+from outrider.with_options import with_options
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Run Outrider: speculative decoding across machines."
@@ -125,14 +126,10 @@ def demo(
 
 
 @app.command()
+@with_options
 def status(
+    options: AccessOptions,
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The cell's address for clients.")] = DEFAULT_SERVER,
-    tls: TlsOn = False,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
-    token: Token = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Show a running cell's drafters: how many there are, what they are worth, and why that many are wanted.
@@ -142,20 +139,16 @@ def status(
     from cluster.status import show_status
 
     with _failures_end_the_command():
-        show_status(server, access(tls, tls_ca, tls_cert, tls_key, tls_name, token), as_json=as_json)
+        show_status(server, options.access(), as_json=as_json)
 
 
 @app.command("verify-lossless")
+@with_options
 def verify_lossless(
+    options: AccessOptions,
     server: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="The deployment to verify. Unset: a cell in this process.")
     ] = None,
-    tls: TlsOn = False,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
-    token: Token = None,
     target: Target = None,
     drafter: Drafter = None,
     dtype: Annotated[
@@ -206,7 +199,7 @@ def verify_lossless(
             verify(
                 Verification(
                     where=where,
-                    access=access(tls, tls_ca, tls_cert, tls_key, tls_name, token),
+                    access=options.access(),
                     plan=plan,
                     is_strict=strict or bool(exact),
                     requires_drafts=require_drafts,

@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 
 from outrider import __version__, repl, terminal
-from outrider.access_options import TlsCa, TlsCert, TlsKey, TlsName, TlsOn, Token, access
+from outrider.access_options import AccessOptions
 from outrider.client import DEFAULT_SERVER, INFO_TIMEOUT_S, Client
 from outrider.convert import Prompt
 from outrider.errors import OutriderError
-from outrider.options import Options, Server, Timeout, sampling_option, with_options
+from outrider.options import Options, Server, Timeout, sampling_option
 from outrider.types import Answer, Message, SamplingParams, ServiceClass, Speculation
+from outrider.with_options import with_options
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -120,25 +121,18 @@ def chat(
 
 
 @app.command()
+@with_options
 def info(
+    options: AccessOptions,
     server: Server = DEFAULT_SERVER,
     timeout: Timeout = INFO_TIMEOUT_S,
-    tls: TlsOn = False,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_name: TlsName = None,
-    token: Token = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Show the model, the server's load and its workers.
 
     Example: outrider info --server localhost:50051 --json
     """
-    with (
-        _exit_codes(server),
-        Client(server, **access(tls, tls_ca, tls_cert, tls_key, tls_name, token)) as client,
-    ):
+    with _exit_codes(server), Client(server, **options.access()) as client:
         terminal.show_info(client.model_info(timeout_s=timeout), client.server_info(timeout_s=timeout), as_json=as_json)
 
 

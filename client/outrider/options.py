@@ -1,21 +1,15 @@
-"""How an answer is asked for on the command line: the options of `generate` and `chat`, declared once.
-
-typer makes options of a function's parameters. `with_options` gives a command that takes an `Options` one parameter
-for each field.
-"""
+"""How an answer is asked for on the command line: the options of `generate` and `chat`, declared once."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import partial, wraps
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, NamedTuple, get_type_hints
+from typing import Annotated, NamedTuple
 
 import typer
 
-from outrider.access_options import Access, TlsCa, TlsCert, TlsKey, TlsName, TlsOn, Token, access
+from outrider.access_options import AccessOptions
 from outrider.client import DEFAULT_SERVER, GENERATE_TIMEOUT_S
 from outrider.types import AcceptanceRule, SamplingParams, ServiceClass, Speculation, SpeculationMode
 
@@ -60,7 +54,7 @@ def schema_or_file(value: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(AccessOptions):
     """None, False and no list at all: not said, so that the server's default holds."""
 
     server: Server = DEFAULT_SERVER
@@ -69,12 +63,6 @@ class Options:
         ServiceClass | None,
         typer.Option(help="How urgent it is: who starts first, and who gives way under load. Unset: standard."),
     ] = None
-    tls: TlsOn = False
-    tls_ca: TlsCa = None
-    tls_cert: TlsCert = None
-    tls_key: TlsKey = None
-    tls_name: TlsName = None
-    token: Token = None
 
     max_tokens: Annotated[int | None, sampling_option(help="Tokens of the answer at most. Unset: 256.")] = None
     temperature: Annotated[float | None, sampling_option(help="0 is greedy. Unset: 1.")] = None
@@ -170,9 +158,6 @@ class Options:
     ] = False
     as_json: Annotated[bool, _output_option("--json", help="One JSON object a line instead of text.")] = False
 
-    def access(self) -> Access:
-        return access(self.tls, self.tls_ca, self.tls_cert, self.tls_key, self.tls_name, self.token)
-
     def sampling(self, n: int | None = None) -> SamplingParams:
         return SamplingParams(
             max_tokens=self.max_tokens,
@@ -209,22 +194,3 @@ class Options:
             max_nodes=self.max_nodes,
             acceptance_rule=self.acceptance_rule,
         )
-
-
-def with_options(command: Callable[Concatenate[Options, ...], None]) -> Callable[..., None]:
-    """The command with its own parameters first, then one for each field of the `Options` that it is called with."""
-    hints = get_type_hints(Options, include_extras=True)
-    _, *own = inspect.signature(command, eval_str=True).parameters.values()
-    shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(Options)
-    ]
-
-    @wraps(command)
-    def expanded(**values: Any) -> None:
-        command(Options(**{field.name: values.pop(field.name) for field in fields(Options)}), **values)
-
-    expanded.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-    return expanded
