@@ -37,6 +37,7 @@ def all_metrics(driver: Driver) -> list[Metric]:
 def _request_metrics(driver: Driver, totals: Totals) -> Iterator[Metric]:
     yield _gauge("num_requests_running", "Requests that run.", driver.core.num_running)
     yield _gauge("num_requests_waiting", "Requests in the queue.", driver.core.num_queued)
+    yield _counter("num_preemptions", "Requests that gave way to more urgent ones.", totals.num_preemptions)
     yield _counter("prompt_tokens", "Prompt tokens of requests that got a first token.", totals.num_prompt_tokens)
     yield _counter("generation_tokens", "Tokens that were generated.", totals.num_generated_tokens)
     yield _counter("prefix_cache_queries", "Prompt tokens that were looked for.", totals.num_prompt_tokens)

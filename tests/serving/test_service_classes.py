@@ -12,6 +12,7 @@ from outrider.types import ServiceClass
 from scheduler.server import SchedulerConfig
 from tests.serving.conftest import drafter_config
 from tests.serving.local_cell import LocalCell, local_cell
+from tests.serving.scraping import scrape
 from tests.tiny import save_tiny_llama
 from workers.target.server import TargetConfig
 
@@ -26,7 +27,7 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCell]:
     folder = save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny", num_layers=1, max_context=512)
     target = TargetConfig(model=str(folder), dtype="float32", threads=1, kv_cache_bytes=4 << 20, profile_s=0)
     drafters = [drafter_config("ngram", f"itself=model:{folder}")]
-    scheduler = SchedulerConfig(listen="127.0.0.1:0", max_running_requests=NUM_PLACES)
+    scheduler = SchedulerConfig(listen="127.0.0.1:0", max_running_requests=NUM_PLACES, metrics_port=0)
     with local_cell(target, drafters, scheduler) as running:
         yield running
 
@@ -54,7 +55,7 @@ def test_interactive_requests_preempt_batch_ones_and_every_answer_is_the_undistu
     numbers = range(NUM_BATCH + NUM_INTERACTIVE)
     with Client(cell.endpoint) as client, ThreadPoolExecutor(len(numbers)) as threads:
         alone = [whole(client, number, None).token_ids for number in numbers]
-        assert cell.look(lambda core: core.totals_now().num_preemptions) == 0
+        assert scrape(cell.metrics_address)["outrider:num_preemptions_total"] == 0
         batch = [ask(client, number, "batch") for number in range(NUM_BATCH)]
         for answer in batch[:NUM_PLACES]:
             next(answer)  # they run
@@ -63,6 +64,6 @@ def test_interactive_requests_preempt_batch_ones_and_every_answer_is_the_undistu
         answers = [done for each in rest if (done := each.result()[-1]) is not None]
         answers += [each.result() for each in urgent]
     assert [answer.token_ids for answer in answers] == alone
-    assert cell.look(lambda core: core.totals_now().num_preemptions) >= NUM_PLACES
+    assert scrape(cell.metrics_address)["outrider:num_preemptions_total"] >= NUM_PLACES
     for answer in answers:
         assert answer.usage.num_cached_prompt_tokens <= answer.usage.num_prompt_tokens
