@@ -24,6 +24,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -37,7 +38,7 @@ from benchmarks.measure import checkpoint_of, rounded
 from benchmarks.relay import Relay
 from cluster.actors import DRAFTER_NICENESS
 from outrider import AsyncClient, SamplingParams
-from outrider.types import Message, ServerInfo
+from outrider.types import Message
 from scheduler.server import SchedulerConfig, SchedulerServer
 from workers.training.held_out import held_out_prompts
 
@@ -53,11 +54,13 @@ class Run:
     tokens_per_s: float
     bubble: float
     idle_by_pass: float  # seconds without a pass by seconds of passes
+    gap_ms: float  # without a pass, for each pass
+    cpu_share: float  # of this process's core: what schedulers and clients took
 
 
-async def serve(servers: dict[str, AsyncClient], mode: str, prompts: Sequence[str], size: int, concurrency: int) -> Run:
+async def serve(client: AsyncClient, prompts: Sequence[str], size: int, concurrency: int) -> Run:
     """All prompts, `concurrency` at a time, `size` tokens each."""
-    client, places = servers[mode], asyncio.Semaphore(concurrency)
+    places = asyncio.Semaphore(concurrency)
     sampling = SamplingParams(max_tokens=size, temperature=0.0, ignore_eos=True)
 
     async def ask(prompt: str) -> int:
@@ -66,15 +69,18 @@ async def serve(servers: dict[str, AsyncClient], mode: str, prompts: Sequence[st
             answer = await client.generate(chat, sampling=sampling).result()
             return len(answer.token_ids)
 
-    before, started = await client.server_info(), asyncio.get_running_loop().time()
+    before, started, cpu_s = await client.server_info(), time.perf_counter(), time.process_time()
     num_tokens = sum(await asyncio.gather(*map(ask, prompts)))
-    elapsed_s = asyncio.get_running_loop().time() - started
-    return _run(num_tokens / elapsed_s, before, await client.server_info())
-
-
-def _run(tokens_per_s: float, before: ServerInfo, after: ServerInfo) -> Run:
+    elapsed_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
+    after = await client.server_info()
     busy_s, bubble_s = after.busy_s - before.busy_s, after.bubble_s - before.bubble_s
-    return Run(tokens_per_s, bubble_s / (busy_s + bubble_s), bubble_s / busy_s)
+    return Run(
+        tokens_per_s=num_tokens / elapsed_s,
+        bubble=bubble_s / (busy_s + bubble_s),
+        idle_by_pass=bubble_s / busy_s,
+        gap_ms=1000 * bubble_s / (after.num_passes - before.num_passes),
+        cpu_share=cpu_s / elapsed_s,
+    )
 
 
 def serve_target(model: str, dtype: str, pipe: multiprocessing.connection.Connection) -> None:
@@ -134,7 +140,7 @@ async def compare(
         clients = {mode: await start(mode, to_target, to_drafters, max_nodes, stack) for mode in MODES}
         prompts = [prompt.text for prompt in held_out_prompts()]
         for mode in MODES:  # what is learned of drafters and passes
-            await serve(clients, mode, prompts[:4], WARM_UP_TOKENS, 2)
+            await serve(clients[mode], prompts[:4], WARM_UP_TOKENS, 2)
         for rtt_ms in rtts_ms:
             for relay in relays:
                 relay.delay_s = rtt_ms / 2000
@@ -143,7 +149,7 @@ async def compare(
                 runs: defaultdict[str, list[Run]] = defaultdict(list)
                 for number in range(rounds + 1):
                     for mode in MODES:
-                        run = await serve(clients, mode, asked, size, concurrency)
+                        run = await serve(clients[mode], asked, size, concurrency)
                         if number:  # the first one fills prefix caches and adapts to the round trip
                             runs[mode].append(run)
                 rows += _rows(runs, concurrency, rtt_ms)

@@ -34,10 +34,8 @@ import torch
 import typer
 
 from benchmarks.measure import checkpoint_of, rounded
-from benchmarks.overlap import MODES, OTHER_CORE, PATIENCE_S, start, workers
+from benchmarks.overlap import MODES, OTHER_CORE, PATIENCE_S, WARM_UP_TOKENS, Run, serve, start, workers
 from benchmarks.playing import Play, Tally
-from outrider import AsyncClient, SamplingParams
-from outrider.types import Message
 from outrider.v1 import worker_pb2
 from outrider.v1.target_pb2_grpc import TargetStub
 from scheduler.policy.patience import Patience
@@ -58,7 +56,6 @@ from workers.training.shards import Answer
 
 MAX_NODES = 8
 STEPS_OF_A_ROOT = 4
-WARM_UP_TOKENS = 96
 VIRTUAL_S = 60.0
 
 
@@ -70,13 +67,6 @@ class Draft:
     acceptance: list[float]  # by rank
     sharpness: float
     prompt_lens: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    tokens_per_s: float
-    gap_ms: float  # of a pass
-    cpu_share: float  # of the second core, that scheduler and clients took
 
 
 class Sequential(Strategy):
@@ -160,28 +150,11 @@ async def pass_costs(target: str) -> list[list[float]]:
 # ── served ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def serve(client: AsyncClient, prompts: Sequence[str], size: int, concurrency: int) -> Served:
-    places = asyncio.Semaphore(concurrency)
-    sampling = SamplingParams(max_tokens=size, temperature=0.0, ignore_eos=True)
-
-    async def ask(prompt: str) -> int:
-        async with places:
-            chat: list[Message] = [{"role": "user", "content": prompt}]
-            return len((await client.generate(chat, sampling=sampling).result()).token_ids)
-
-    before, started, cpu_s = await client.server_info(), time.perf_counter(), time.process_time()
-    num_tokens = sum(await asyncio.gather(*map(ask, prompts)))
-    elapsed_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
-    after = await client.server_info()
-    gap_ms = 1000 * (after.bubble_s - before.bubble_s) / (after.num_passes - before.num_passes)
-    return Served(num_tokens / elapsed_s, gap_ms, cpu_s / elapsed_s)
-
-
 async def serve_all(
     target: str, drafters: str, texts: Sequence[str], size: int, concurrencies: Sequence[int], rounds: int
-) -> dict[tuple[int, str], Served]:
-    """Medians by (concurrency, mode). No prompt is asked twice, so the prefix cache is of no use."""
-    runs: defaultdict[tuple[int, str], list[Served]] = defaultdict(list)
+) -> dict[tuple[int, str], list[Run]]:
+    """By (concurrency, mode). No prompt is asked twice, so the prefix cache is of no use."""
+    runs: defaultdict[tuple[int, str], list[Run]] = defaultdict(list)
     number = 0
     async with AsyncExitStack() as stack:
         clients = {mode: await start(mode, target, drafters, MAX_NODES, stack) for mode in MODES}
@@ -192,18 +165,10 @@ async def serve_all(
                 for mode in MODES:
                     number += 1
                     asked = [f"{number}. {texts[i % len(texts)]}" for i in range(3 * concurrency + 3)]
-                    served = await serve(clients[mode], asked, size, concurrency)
+                    run = await serve(clients[mode], asked, size, concurrency)
                     if counts:
-                        runs[concurrency, mode].append(served)
-    return {key: _median(each) for key, each in runs.items()}
-
-
-def _median(runs: Sequence[Served]) -> Served:
-    return Served(
-        statistics.median(run.tokens_per_s for run in runs),
-        statistics.median(run.gap_ms for run in runs),
-        statistics.median(run.cpu_share for run in runs),
-    )
+                        runs[concurrency, mode].append(run)
+    return runs
 
 
 # ── simulated ───────────────────────────────────────────────────────────────────────────────────────
@@ -253,22 +218,24 @@ def strategy_of(mode: str, scenario: Scenario) -> Strategy:
 
 
 def compared(
-    costs: list[list[float]], draft: Draft, size: int, served: dict[tuple[int, str], Served]
+    costs: list[list[float]], draft: Draft, size: int, served: dict[tuple[int, str], list[Run]]
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    for (concurrency, mode), real in served.items():
-        gap_ms = served[concurrency, "plain"].gap_ms
-        scenario = scenario_of(costs, draft, size, concurrency, gap_ms, real.cpu_share)
-        report = simulate(scenario, strategy_of(mode, scenario))
+    for (concurrency, mode), runs in served.items():
+        gap_ms = statistics.median(run.gap_ms for run in served[concurrency, "plain"])
+        cpu_share = statistics.median(run.cpu_share for run in runs)
+        real = statistics.median(run.tokens_per_s for run in runs)
+        scenario = scenario_of(costs, draft, size, concurrency, gap_ms, cpu_share)
+        simulated = simulate(scenario, strategy_of(mode, scenario)).goodput_tokens_per_s
         rows.append(
             {
                 "mode": mode,
                 "concurrency": concurrency,
-                "tokens_per_s": real.tokens_per_s,
-                "simulated": report.goodput_tokens_per_s,
-                "by_real": report.goodput_tokens_per_s / real.tokens_per_s,
+                "tokens_per_s": real,
+                "simulated": simulated,
+                "by_real": simulated / real,
                 "gap_ms": gap_ms,
-                "cpu_share": real.cpu_share,
+                "cpu_share": cpu_share,
             }
         )
         print("   ", rounded(rows[-1]), flush=True)
