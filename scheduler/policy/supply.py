@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from math import exp
 
 import numpy as np
@@ -128,24 +128,30 @@ class PaceLearning:
     """
 
     def __init__(self) -> None:
-        self._products = np.zeros((_NUM_BINS, 3, 3))  # of (1, nodes, nodes · rows) with each other, by rows
-        self._with_seconds = np.zeros((_NUM_BINS, 3))
-        self._squares = np.zeros(_NUM_BINS)  # of the seconds
+        self._sums: dict[int, tuple[int, list[float]]] = {}  # by bin of rows: when it was last added to, and its sums
         self._num_reports = 0
 
     def learn(self, num_nodes: int, num_rows: int, seconds: float) -> None:
+        """Some microseconds: a busy cell has thousands of reports a second."""
         rows = max(num_rows, 1)
         where = min(rows.bit_length() - 1, _NUM_BINS - 1)
-        at = np.array([1.0, num_nodes, num_nodes * rows])
-        for sums, new in (
-            (self._products, np.outer(at, at)),
-            (self._with_seconds, seconds * at),
-            (self._squares, seconds * seconds),
-        ):
-            sums *= 1 - _SLOW_MEMORY
-            sums[where] *= 1 - _MEMORY
-            sums[where] += new
         self._num_reports += 1
+        terms = (1.0, float(num_nodes), float(num_nodes * rows), seconds)
+        new = [one * other for one, other in combinations_with_replacement(terms, 2)]
+        before = self._sums.get(where)
+        if before is not None:
+            fading = (1 - _MEMORY) * (1 - _SLOW_MEMORY) ** (self._num_reports - before[0])
+            new = [fading * old + each for old, each in zip(before[1], new, strict=True)]
+        self._sums[where] = self._num_reports, new
+
+    def _faded(self) -> NDArray[np.float64]:
+        """Sums over all reports of the products of (1, nodes, nodes · rows, seconds) with each other: [4, 4]."""
+        total = sum(
+            (1 - _SLOW_MEMORY) ** (self._num_reports - last) * np.array(sums) for last, sums in self._sums.values()
+        )
+        products = np.zeros((4, 4))
+        products[np.triu_indices(4)] = total
+        return np.maximum(products, products.T)  # none is negative
 
     def fitted(self) -> DraftPace | None:
         """The pace that explains the reports best, all its parts being at least 0.
@@ -155,8 +161,8 @@ class PaceLearning:
         """
         if self._num_reports < _MIN_REPORTS:
             return None
-        products, with_seconds = self._products.sum(0), self._with_seconds.sum(0)
-        squares = float(self._squares.sum())
+        sums = self._faded()
+        products, with_seconds, squares = sums[:3, :3], sums[:3, 3], float(sums[3, 3])
         best, best_error = np.zeros(3), squares
         for size in (1, 2, 3):
             for parts in sorted(combinations((2, 0, 1), size), key=lambda parts: 1 in parts):
