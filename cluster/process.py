@@ -67,7 +67,8 @@ class WorkerProcess:
 
         answer = asyncio.wrap_future(getattr(self._handle, method).remote(*args).future())
         try:
-            return await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await answer
         except TimeoutError:
             reason = f"did not answer {method} within {timeout_s:g} s"
         except ray.exceptions.RayTaskError as error:

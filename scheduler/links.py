@@ -3,9 +3,6 @@
 A link turns a worker's reports into events and the core's commands into messages. A session is
 connect → describe → check → exchange; whatever ends it, the core is told that the worker's state is gone,
 and the link starts over.
-
-Deadlines are `asyncio.timeout`, never `wait_for`: in Python 3.11 that one forgets a cancellation that comes as its
-awaitable is done, and a session that was dropped would then go on for ever.
 """
 
 from __future__ import annotations
