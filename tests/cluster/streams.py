@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from outrider import AsyncClient, Resuming
+from outrider.errors import ServerUnavailable
 from outrider.types import Answer, SamplingParams
 from tests.cluster.conftest import TIMEOUT_S
 
@@ -64,10 +65,16 @@ class Streams:
 
     async def _answer(self, number: int) -> Answer:
         sampling = SamplingParams(max_tokens=self._num_tokens_each, temperature=0.2, seed=number, ignore_eos=True)
-        async with AsyncClient(self._endpoint, resuming=STUBBORN) as client:
-            generation = client.generate([5, 6, 7, 8, number + 1, 5, 6, 7], sampling=sampling, timeout_s=None)
-            async for _ in generation:
-                self._note_token()
+        async with AsyncClient(self._endpoint, resuming=STUBBORN) as client, asyncio.timeout(2 * TIMEOUT_S):
+            while True:
+                generation = client.generate([5, 6, 7, 8, number + 1, 5, 6, 7], sampling=sampling, timeout_s=None)
+                try:
+                    async for _ in generation:
+                        self._note_token()
+                    break
+                except ServerUnavailable:  # the scheduler is being started: it can't have accepted the request
+                    if generation.started is not None:
+                        raise
         self.num_answers += 1
         return generation.answer
 
