@@ -253,10 +253,12 @@ class Cell:
         """Stop parts the friendly way, unless there is a hurry; what does not listen is killed afterwards anyway."""
         stops = [asyncio.create_task(part.stop(grace_s)) for part in parts]
         hurry = asyncio.create_task(self._must_hurry.wait())
-        while not hurry.done() and (running := [stop for stop in stops if not stop.done()]):
-            await asyncio.wait([hurry, *running], return_when=asyncio.FIRST_COMPLETED)
-        for task in (hurry, *stops):
-            task.cancel()
+        try:
+            while not hurry.done() and (running := [stop for stop in stops if not stop.done()]):
+                await asyncio.wait([hurry, *running], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (hurry, *stops):
+                task.cancel()
         for part, outcome in zip(parts, await asyncio.gather(*stops, return_exceptions=True), strict=True):
             if isinstance(outcome, Exception):
                 log.warning("%s did not stop in an orderly way: %s", part.name, outcome)

@@ -130,3 +130,25 @@ async def test_a_stop_in_the_middle_of_that_forgets_the_old_life() -> None:
     moved.cancel()
     await asyncio.gather(moved, return_exceptions=True)
     assert [drafter.address for drafter in world.cell.drafters] == ["new"]
+
+
+async def test_who_is_cancelled_while_a_drafter_is_let_go_leaves_no_stop_behind() -> None:
+    class Slow(Drafter):
+        async def stop(self, grace_s: float) -> None:
+            self._log.append("stopping")
+            await asyncio.Event().wait()
+
+        def kill(self) -> None:
+            self._log.append("killed")
+
+    world = World()
+    drafter = Slow("a", world.log)
+    world.cell.drafters.append(drafter)
+    letting_go = asyncio.create_task(world.cell._let_go(drafter))
+    await settle()
+    assert world.log[-1] == "stopping"
+    letting_go.cancel()
+    await asyncio.gather(letting_go, return_exceptions=True)
+    await settle()
+    assert world.log[-1] == "killed"
+    assert asyncio.all_tasks() == {asyncio.current_task()}
