@@ -43,7 +43,6 @@ from scheduler.events import (
     Grown,
     NewRequest,
     PassDone,
-    PlannedRow,
     ReleaseTarget,
     ResetTarget,
     RowOutcome,
@@ -56,11 +55,11 @@ from scheduler.events import (
     Tick,
 )
 from scheduler.policy.patience import Patience
-from scheduler.policy.policy import PassInFlight, PassReport, Policy, context_of, num_tokens_of
+from scheduler.policy.policy import PassInFlight, PassReport, Plan, Policy
 from scheduler.policy.price import Price
 from scheduler.policy.worth import Lack, Worth
 from scheduler.preemption import Capacity, who_gives_way
-from scheduler.request import DrafterHealth, Request, TargetView
+from scheduler.request import DrafterHealth, Request, SentRow, TargetView
 from scheduler.totals import Totals
 from scheduler.waitlist import Waitlist
 
@@ -301,42 +300,53 @@ class Core:
         """Send what the policy wants sent now."""
         self._ask_again_s, self._asleep_until_s = None, float("inf")
         while self._target is not None and len(self._in_flight) < MAX_PASSES_IN_FLIGHT:
-            waiting = [request for request in self._running.values() if request.pass_id is None]
+            waiting = [request for request in self._running.values() if not request.sent]
             free = [request for request in waiting if request.not_before_s <= now_s]
-            plan = self._policy.plan(free, self._in_flight, self._target, now_s)
+            plan = self._policy.plan(free, self._may_go_ahead(), self._in_flight, self._target, now_s)
             if not plan.rows:
                 paused = [request.not_before_s for request in waiting if request.not_before_s > now_s]
                 again_s = paused if plan.again_s is None else [*paused, plan.again_s]
                 self._ask_again_s = min(again_s, default=None)
                 self._asleep_until_s = float("-inf") if plan.waits_for_drafts else min(again_s, default=float("inf"))
                 return
-            self._send([row.planned() for row in plan.rows], now_s)
+            self._send(plan, now_s)
             for request in free:
-                request.num_passed_over = 0 if request.pass_id is not None else request.num_passed_over + 1
+                request.num_passed_over = 0 if request.sent else request.num_passed_over + 1
 
-    def _send(self, rows: Sequence[PlannedRow], now_s: float) -> None:
+    def _may_go_ahead(self) -> list[Request]:
+        """Those in the pass that runs which may be in the next one too, before its verdict."""
+        if len(self._in_flight) != 1:
+            return []
+        rows = (self._running.get(number) for number in self._in_flight[0].requests)
+        return [request for request in rows if request is not None and request.may_go_ahead]
+
+    def _send(self, plan: Plan, now_s: float) -> None:
         pass_id = next(self._pass_ids)
-        for row in rows:
-            request = self._running[row.request]
-            request.pass_id = pass_id
-            request.num_nodes_sent = len(row.node_tokens)
-            request.stats.num_drafted_nodes += request.num_nodes_sent
+        rows = [row.planned() for row in plan.rows]
         sent = PassInFlight(
             pass_id=pass_id,
             requests=[row.request for row in rows],
-            num_tokens=num_tokens_of(rows),
-            context_len=context_of(rows),
+            num_tokens=plan.num_tokens,
+            context_len=plan.context_len,
             sent_s=now_s,
             deadline_s=now_s + self._config.pass_timeout_s,
-            expected_s=self._policy.expected_s(rows, self._in_flight, now_s),
+            expected_s=self._policy.expected_s(plan, self._in_flight, now_s),
             free_since_s=None if self._in_flight else self._answered_s,
         )
+        for row in plan.rows:
+            row.request.note_sent(row.sent(pass_id))
         self._in_flight.append(sent)
         self._commands.append(SendPass(pass_id, rows))
 
     def _finish_pass(self, done: PassDone, now_s: float) -> None:
         sent = next((each for each in self._in_flight if each.pass_id == done.pass_id), None)
         if sent is None:
+            return
+        if sent is not self._in_flight[0]:
+            self._commands.append(
+                ResetTarget(f"pass {sent.pass_id} was answered before pass {self._in_flight[0].pass_id}")
+            )
+            self._lose_target()
             return
         outcomes = {outcome.request: outcome for outcome in done.outcomes}
         self._in_flight.remove(sent)
@@ -349,18 +359,22 @@ class Core:
         self.totals.bubble_s += done.idle_s if self._had_work else 0.0
         for number in sent.requests:
             request = self._running.get(number)
-            if request is None or request.pass_id != sent.pass_id:
+            row = request.take_sent(sent.pass_id) if request is not None else None
+            if request is None or row is None:
                 continue  # cancelled, or past its deadline, while the pass ran
-            request.pass_id = None
-            self._take_outcome(request, outcomes.get(number), now_s)
+            self._take_outcome(request, row, outcomes.get(number), now_s)
         self._had_work = bool(self._running)
 
-    def _take_outcome(self, request: Request, outcome: RowOutcome | None, now_s: float) -> None:
+    def _take_outcome(self, request: Request, row: SentRow, outcome: RowOutcome | None, now_s: float) -> None:
         if outcome is None:
             self._fail(request, InternalError("the target's answer lacks the row of this request"), now_s)
             return
         if outcome.epoch != request.target.epoch or outcome.committed_len != request.committed_len:
+            if request.sent:  # ahead of a verdict that is lost: what it comes to would follow nobody knows what
+                self._reopen_on_target(request)
             return
+        if row.is_ahead and outcome.status != "ok":
+            return  # what it was ahead of may have come out otherwise than it could; the next row is not
         match outcome.status:
             case "ok":
                 request.num_unanswered, request.refused_since_s, request.not_before_s = 0, None, float("-inf")
@@ -368,7 +382,7 @@ class Core:
                 num_cached = request.stats.num_cached_prompt_tokens + outcome.num_cached_tokens
                 request.stats.num_cached_prompt_tokens = min(num_cached, len(request.new.prompt))
                 if outcome.tokens:
-                    self._commit(request, outcome, now_s)
+                    self._commit(request, row, outcome, now_s)
             case "prefix_missing" if request.target.known_len > 0:
                 self._reopen_on_target(request)
             case "prefix_missing":
@@ -392,7 +406,7 @@ class Core:
         else:
             request.not_before_s = now_s + NO_CAPACITY_PAUSE_S
 
-    def _commit(self, request: Request, outcome: RowOutcome, now_s: float) -> None:
+    def _commit(self, request: Request, row: SentRow, outcome: RowOutcome, now_s: float) -> None:
         if request.stats.first_token_s is None:
             request.stats.first_token_s = now_s
         wants_logprobs = request.new.opening.sampling.HasField("logprobs")
@@ -408,7 +422,7 @@ class Core:
         if request.new.opening.acceptance_rule != ACCEPTANCE_RULE_TYPICAL:
             self._drafting.survival.learn(request.tree, outcome.tokens, request.new.guesses)
             self._drafting.note_verdict(request, outcome.tokens[0])
-        commit = request.commit(outcome.tokens)
+        commit = request.commit(outcome.tokens, row.nodes)
         self._waitlist.note_served(request, len(commit.tokens))
         logprobs: Sequence[TokenLogprobs | None] = outcome.logprobs[: len(commit.tokens)]
         if not wants_logprobs:
@@ -420,7 +434,7 @@ class Core:
             self._commands += self._drafting.order(request, now_s)
 
     def _reopen_on_target(self, request: Request) -> None:
-        request.pass_id = None
+        request.sent = []
         request.target = TargetView(epoch=next(self._epochs))
         request.stats.num_cached_prompt_tokens = 0  # its prompt is looked for anew
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from random import Random
 
 from outrider.draft_law import DraftLaw
-from outrider.errors import InternalError, NoTokenLeft, OutriderError
+from outrider.errors import InternalError, InvalidRequest, NoTokenLeft, OutriderError
 from outrider.types import TokenLogprobs
 from scheduler.events import Event, Grown, Growth, PassDone, RowOutcome
 
@@ -80,6 +80,7 @@ def _spoil_outcomes(outcomes: Sequence[RowOutcome], rng: Random, vocab_size: int
         case 5:
             del spoiled[index]
         case 6:
+            excuse(outcome.request, InvalidRequest)  # of one that is resumed: its tokens are no beginning
             spoiled[index] = replace(outcome, status=rng.choice(["invalid", "failed"]), tokens=(), detail="spoiled")
         case 7:
             spoiled[index] = replace(outcome, logprobs=[*outcome.logprobs, TokenLogprobs(0.0, (), ())])
