@@ -68,7 +68,7 @@ def drafter_release_message(command: ReleaseDrafter) -> drafter_pb2.DrafterComma
     return drafter_pb2.DrafterCommand(release=drafter_pb2.DraftRelease(ref=ref, drafter=command.drafter))
 
 
-def pass_done_of(result: target_pb2.PassResult) -> PassDone:
+def pass_done_of(target: str, result: target_pb2.PassResult) -> PassDone:
     return PassDone(
         result.pass_id,
         [_outcome(row) for row in result.rows],
@@ -76,6 +76,7 @@ def pass_done_of(result: target_pb2.PassResult) -> PassDone:
         pass_s=_seconds(result.pass_ms),
         idle_s=_seconds(result.idle_ms),
         num_tokens=result.num_tokens,
+        target=target,
     )
 
 

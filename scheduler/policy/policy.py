@@ -86,7 +86,7 @@ class Plan:
 
 
 class Policy(Protocol):
-    """Asked whenever something has happened and a pass could be sent; told what was measured."""
+    """Of one target group. Asked whenever something has happened and a pass could be sent; told what was measured."""
 
     def plan(
         self, free: Sequence[Request], in_flight: Sequence[PassInFlight], facts: TargetFacts, now_s: float
@@ -97,7 +97,16 @@ class Policy(Protocol):
         """When the answer to a pass of these rows, sent now, should be here."""
 
     def note_target(self, facts: TargetFacts) -> None:
-        """A target is there: its profile."""
+        """The target group is there: its profile."""
+
+    def for_another(self) -> Policy:
+        """The same for one more target group: what is learned of drafters is shared, what of targets is not."""
+
+    def pass_s(self, num_tokens: int, context_len: int) -> float:
+        """What a pass over so many tokens, behind so many, takes the target group."""
+
+    def note_rows(self, num_rows: int, now_s: float) -> None:
+        """So many requests run in the whole cell."""
 
     def note_pass(self, sent: PassInFlight, report: PassReport, now_s: float) -> None:
         """The answer to a pass is here."""

@@ -20,7 +20,7 @@ from scheduler.simulation.schedule import run_schedule
 from scheduler.simulation.trace import Trace
 
 NUM_SCHEDULES = 400
-NUM_FOR_TWINS = 150
+NUM_FOR_TWINS = 240
 
 
 @pytest.mark.parametrize("first", range(0, NUM_SCHEDULES, 100))
@@ -69,7 +69,7 @@ class TakesAnyAnswer(Core):
     """Believes an answer to whatever pass, in whatever epoch, for whatever committed_len."""
 
     def _finish_pass(self, done: PassDone, now_s: float) -> None:
-        known = any(each.pass_id == done.pass_id for each in self._in_flight)
+        known = any(each.pass_id == done.pass_id for group in self.groups for each in group.in_flight)
         if not known:
             outcomes = {outcome.request: outcome for outcome in done.outcomes}
             for number in [number for number in outcomes if number in self._running]:
