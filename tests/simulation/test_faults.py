@@ -111,6 +111,11 @@ class KeepsNothingOfThePreempted(Core):
         super()._preempt(request)
 
 
+class LeavesThemWithTheLostGroup(Core):
+    def _rehouse(self) -> None:
+        pass
+
+
 class ReleasesNothingAtTheTarget(Core):
     def _release_everywhere(self, request: Request) -> None:
         self._commands += self._drafting.release(request)
@@ -150,6 +155,10 @@ def test_a_request_that_is_not_opened_again_would_never_end() -> None:
 def test_a_preempted_request_that_begins_again_would_repeat_tokens() -> None:
     tally = found_by(KeepsNothingOfThePreempted)
     assert tally.repeated + tally.wrong > 0
+
+
+def test_a_request_that_stays_with_a_lost_group_would_never_end() -> None:
+    assert found_by(LeavesThemWithTheLostGroup).unended > 0
 
 
 def test_a_request_that_is_not_released_would_be_a_leak() -> None:
