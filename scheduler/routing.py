@@ -6,7 +6,9 @@ prompts to be computed, its own among them but for what the group has computed b
     V(n + 1 + c) - V(n + 1)  +  t · V(n + 1)
 
 for an answer of t tokens: so a prefix that is there draws a request as much as it saves, and rows that run there drive
-it away as much as they slow it down.
+it away as much as they slow it down. V is the one of the group that is there for longest, whose passes are known best:
+one that has not run any yet would else look slow, or fast, and never be tried, or be flooded. A group that is slower in
+fact keeps its requests for longer, and so gets fewer new ones.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ from scheduler.preemption import who_gives_way
 from scheduler.request import Request
 from scheduler.target_group import Load, TargetGroup
 
+PassSeconds = Callable[[int, int], float]  # V, by tokens and the context behind them
+
 MAX_EXPECTED_TOKENS = 256  # of an answer: most end before they must
 
 
 def choose(request: Request, groups: Iterable[TargetGroup]) -> tuple[TargetGroup, list[Request]] | None:
     """The group, and those who have to give way there first; None: the request has to wait. Nobody gives way where
-    another group has room."""
+    another group has room. `groups`: the one that is there for longest comes first."""
+    groups = [*groups]
     found: list[tuple[TargetGroup, list[Request]]] = []
     for group in groups:
         given = who_gives_way(request, group.running.values(), group.capacity)
@@ -32,19 +37,20 @@ def choose(request: Request, groups: Iterable[TargetGroup]) -> tuple[TargetGroup
     best = [(group, given) for group, given in found if len(given) == fewest]
     if len(best) < 2:
         return best[0] if best else None
-    return min(best, key=lambda each: _order(request, each[0]))
+    pass_s = groups[0].policy.pass_s
+    return min(best, key=lambda each: _order(request, each[0], pass_s))
 
 
-def _order(request: Request, group: TargetGroup) -> tuple[float, int]:
+def _order(request: Request, group: TargetGroup, pass_s: PassSeconds) -> tuple[float, int]:
     """Where V is flat, the emptier one."""
     load = group.load
     num_missing = request.committed_len - group.prefixes.num_known(request.tokens)
     num_expected = min(request.new.max_tokens - request.num_completion_tokens, MAX_EXPECTED_TOKENS)
-    return expected_s(load, num_missing, num_expected, group.policy.pass_s), load.num_rows
+    return expected_s(load, num_missing, num_expected, pass_s), load.num_rows
 
 
-def expected_s(load: Load, num_missing: int, num_tokens: int, pass_s: Callable[[int, int], float]) -> float:
-    """Until an answer of so many tokens is complete, with so many to be computed before; `pass_s` is V."""
+def expected_s(load: Load, num_missing: int, num_tokens: int, pass_s: PassSeconds) -> float:
+    """Until an answer of so many tokens is complete, with so many to be computed before it."""
     row_s = pass_s(load.num_rows + 1, load.context_len)
     num_prompt_tokens = load.num_prompt_tokens + num_missing
     return pass_s(load.num_rows + 1 + num_prompt_tokens, load.context_len) - row_s + num_tokens * row_s

@@ -22,8 +22,8 @@ def difference(own: TargetDescription, served: TargetDescription) -> str:
         ours, theirs = getattr(own, field), getattr(served, field)
         if ours != theirs:
             if field == "vocabulary":
-                return f"its vocabulary of {ours.size} tokens is not that of {theirs.size} tokens which is served"
-            return f"its {field} is {_shown(ours)}, and what is served has {_shown(theirs)}"
+                return f"its vocabulary of {ours.size} tokens is not the one of {theirs.size} tokens which is served"
+            return f"its {field} is {_shown(ours)}, not {_shown(theirs)} as is served"
     return ""
 
 

@@ -45,7 +45,7 @@ class Patience:
         return Patience(self._draft_wait_s)
 
     def pass_s(self, num_tokens: int, context_len: int) -> float:
-        return self._time.seconds(num_tokens, context_len)
+        return self._time.never_falling(num_tokens, context_len)
 
     def note_rows(self, num_rows: int, now_s: float) -> None:
         pass

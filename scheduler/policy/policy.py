@@ -103,7 +103,7 @@ class Policy(Protocol):
         """The same for one more target group: what is learned of drafters is shared, what of targets is not."""
 
     def pass_s(self, num_tokens: int, context_len: int) -> float:
-        """What a pass over so many tokens, behind so many, takes the target group."""
+        """What a pass over so many tokens, behind so many, takes the target group; no less than one over fewer."""
 
     def note_rows(self, num_rows: int, now_s: float) -> None:
         """So many requests run in the whole cell."""

@@ -185,7 +185,7 @@ class Price:
         return Price(self._drafters)
 
     def pass_s(self, num_tokens: int, context_len: int) -> float:
-        return self._time.seconds(num_tokens, context_len)
+        return self._time.never_falling(num_tokens, context_len)
 
     def note_rows(self, num_rows: int, now_s: float) -> None:
         self._drafters.supply.note_rows(num_rows, now_s)

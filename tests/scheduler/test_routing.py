@@ -75,9 +75,14 @@ def test_prompts_that_are_still_computed_are_waited_for() -> None:
     assert place_of(asked(1), here, there) == "here", "all but one token of it should be in the prefix cache"
 
 
-def test_a_slower_group_gets_less() -> None:
-    slow = [PassCost(cost.num_tokens, 0, 4 * cost.pass_s) for cost in STEEP]
-    assert place_of(asked(1), group_of("slow", 4, costs=slow), group_of("fast", 4, 4, 4)) == "fast"
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_a_group_that_has_run_nothing_yet_gets_its_share_whatever_its_profile_says(factor: float) -> None:
+    other = [PassCost(cost.num_tokens, 0, factor * cost.pass_s) for cost in STEEP]
+    known, new = group_of("known", 4, 4), group_of("new", 4, costs=other)
+    assert place_of(asked(1), known, new) == "new"
+    new.running[101] = known.running[101]
+    new.running[102] = known.running[101]
+    assert place_of(asked(1), known, new) == "known"
 
 
 def test_where_a_row_costs_nothing_the_emptier_group_is_taken() -> None:

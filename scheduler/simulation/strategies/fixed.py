@@ -62,7 +62,7 @@ class Fixed:
         return Fixed(self._num_nodes, waits=self._waits, num_groups=self._num_groups)
 
     def pass_s(self, num_tokens: int, context_len: int) -> float:
-        return self._time.seconds(num_tokens, context_len)
+        return self._time.never_falling(num_tokens, context_len)
 
     def note_rows(self, num_rows: int, now_s: float) -> None:
         pass
