@@ -132,6 +132,19 @@ def test_requests_are_spread_over_the_groups_and_each_has_places_of_its_own() ->
     assert all(groups.tokens[number] == true_answer(new) for number, new in groups.new.items())
 
 
+@pytest.mark.parametrize(("prompt", "num_beside"), [(80, 3), (3, 1)])
+def test_followers_go_to_their_leader_where_its_prompt_is_worth_it(prompt: int, num_beside: int) -> None:
+    """A prompt of 20 blocks is not computed again; one that fills no block draws nobody, and the places are shared."""
+    groups = Groups("a", "b", num_kv_blocks=1000)
+    groups.ask(asked(1, prompt=prompt, max_tokens=9))
+    for number in (2, 3, 4):
+        groups.ask(asked(number, prompt=prompt, max_tokens=9, leader=1))
+    assert groups.core.num_queued == 3
+    while groups.core.num_queued:
+        groups.answer(min(groups.passes))
+    assert [groups.where(number) for number in (1, 2, 3, 4)].count(groups.where(1)) - 1 == num_beside
+
+
 def test_the_requests_of_a_lost_group_go_to_another_at_once_with_their_tokens_and_their_drafters() -> None:
     groups = Groups("a", "b")
     groups.post(DrafterUp("w", ["d"]))
