@@ -38,7 +38,7 @@ KILL_SECONDS := 180
 kills: $(INSTALLED)  ## every process of a cell killed in turn, for three minutes (KILL_SECONDS), under 32 streams
 	$(BIN)/python -m pytest tests/cluster/test_kills.py -s --kill-seconds $(KILL_SECONDS)
 
-cluster-test: $(INSTALLED)  ## nodes of several lost, or announced to go, under load; times to recover; about ten minutes
+cluster-test: $(INSTALLED)  ## nodes of Ray lost, announced to go, added and removed, under load; times to recover; four minutes or more
 	$(BIN)/python -m pytest tests/cluster/nodes --nodes
 
 check: $(INSTALLED) lint types layers protos-check  ## everything short of the tests

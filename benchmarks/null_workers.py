@@ -17,7 +17,7 @@ import grpc.aio
 
 from outrider.packing import pack_i32, unpack_i32
 from outrider.rpc import server_options
-from outrider.scores import pack_scores
+from outrider.scores import NUM_STEPS, step_of
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2, target_pb2_grpc, worker_pb2
 
 NAME = "null"
@@ -110,48 +110,48 @@ class NullDrafter(drafter_pb2_grpc.DrafterServicer):
         return drafter_pb2.TokenizerTaken()
 
     async def Connect(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]  # noqa: N802
-        chains: dict[tuple[int, int], _Chain] = {}
+        chains: dict[int, _Chain] = {}  # by draft
         async for command in request_iterator:
-            if command.HasField("release"):
-                chains.pop((command.release.ref.request, command.release.ref.epoch), None)
-                continue
+            for draft in command.released:
+                chains.pop(draft, None)
             growths = [
-                _grow(order, chains.setdefault((order.ref.request, order.ref.epoch), _Chain()))
-                for order in command.orders.orders
+                number for order in command.orders for number in _grow(order, chains.setdefault(order.draft, _Chain()))
             ]
-            await context.write(drafter_pb2.DrafterReport(growths=drafter_pb2.Growths(drafter=NAME, growths=growths)))
+            await context.write(drafter_pb2.DrafterReport(growths=growths, released=command.released))
 
 
 @dataclass
 class _Chain:
-    """Guesses of the positions from `start` to `end`; the last one has the number `last_node`."""
+    """Guesses of the positions from `start` to `end`."""
 
+    root: int = 0  # committed tokens
     start: int = 0
     end: int = 0
-    last_node: int = 0
+    max_nodes: int = 0
+    worthwhile: float = 0.0  # so many nodes at most
 
 
-def _grow(order: drafter_pb2.DraftOrder, chain: _Chain) -> drafter_pb2.Growth:
-    root = order.committed_len
+def _grow(order: drafter_pb2.DraftOrder, chain: _Chain) -> list[int]:
+    """The numbers of a growth, as drafter.proto has them."""
+    chain.root += len(order.tokens)
+    if order.HasField("max_nodes"):
+        chain.max_nodes = order.max_nodes
+    if order.HasField("min_survival"):
+        least = order.min_survival / 100
+        chain.worthwhile = math.log(least, 1 - 1 / _ONE_IN) if least > 0 else math.inf
+    root = chain.root
     is_fresh = chain.end <= root or any(guess_at(p) == _WRONG for p in range(chain.start, root))
     if is_fresh:
         chain.start = chain.end = root
-    worthwhile = math.log(order.min_survival, 1 - 1 / _ONE_IN) if order.min_survival > 0 else order.max_nodes
-    end = max(root + min(order.max_nodes, int(worthwhile)), chain.end)
+    end = max(root + int(min(chain.max_nodes, chain.worthwhile)), chain.end)
     tokens = [guess_at(position) for position in range(chain.end, end)]
-    first, chain.last_node, chain.end = chain.last_node + 1, chain.last_node + len(tokens), end
-    distances = [1] * len(tokens)
+    chain.end = end
+    numbers = [order.draft, 4 * len(tokens) + 3, len(order.tokens)]
+    for token in tokens:
+        numbers += token, NUM_STEPS + step_of(2.0)
     if is_fresh and tokens:
-        distances[0] = 0
-    return drafter_pb2.Growth(
-        ref=order.ref,
-        committed_len=root,
-        first_node=first,
-        tokens=tokens,
-        distances=distances,
-        scores=pack_scores([2.0] * len(tokens)),
-        is_done=True,
-    )
+        numbers[4] = step_of(2.0)  # a child of the root
+    return numbers
 
 
 async def serve_null(target: NullTarget | None, drafter: NullDrafter | None) -> tuple[grpc.aio.Server, str]:

@@ -7,7 +7,8 @@ all at once, with a real drafter; each message between the two is the bytes that
 takes 1 + nodes / 64 units of the clock, a step of the drafter 0.15. A request's opening, which carries its prompt and
 comes once, is left out, and so are the frames of gRPC and HTTP/2: 14 bytes a message.
 
-The last line is one JSON object; `rows`: drafter, temperature, budget, bytes_per_row_and_round up, down and both.
+The last line is one JSON object; `rows`: drafter, temperature, budget, tokens_per_pass, and by row and round the bytes
+up, down and both, the nodes told and the messages.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ FACTS = TargetFacts(
 
 
 def measure(drafter: Drafter, answers: Sequence[Answer], budget: int) -> dict[str, float]:
-    """Bytes for each row of a pass: "up" to the drafter, "down" from it, and "both"; and "tokens_per_pass"."""
+    """For each row of a pass: bytes "up" to the drafter, "down" from it, and "both"; "tokens", "nodes", "messages"."""
     riding = Riding(FACTS)
     riding.connect("worker", {"model": drafter})
     texts: dict[int, list[int]] = {}
@@ -68,10 +69,12 @@ def measure(drafter: Drafter, answers: Sequence[Answer], budget: int) -> dict[st
         return rest[: max(depths.values()) + 1]
 
     riding.ride(STEP_S, pass_s, walk)
-    up = (riding.num_bytes["orders"] + riding.num_bytes["releases"]) / riding.num_rows
-    down = riding.num_bytes["growths"] / riding.num_rows
+    up, down = riding.num_bytes["orders"], riding.num_bytes["growths"]
+    num_messages = riding.num_messages["orders"] + riding.num_messages["growths"]
     num_tokens = sum(len(answer.tokens) for answer in answers)
-    return {"up": up, "down": down, "both": up + down, "tokens_per_pass": num_tokens / riding.num_rows}
+    totals = {"up": up, "down": down, "both": up + down, "messages": num_messages}
+    totals |= {"tokens": num_tokens, "nodes": riding.num_nodes}
+    return {name: total / riding.num_rows for name, total in totals.items()}
 
 
 def _opening(answer: Answer) -> OpenRequest:
@@ -101,9 +104,10 @@ def main(
         for name, one in loaded.items():
             for budget in BUDGETS:
                 found = measure(one, answers, budget)
-                per_pass = found.pop("tokens_per_pass")
                 rows.append({"drafter": name, "temperature": temperature, "budget": budget})
-                rows[-1] |= {"tokens_per_pass": per_pass, "bytes_per_row_and_round": found}
+                rows[-1]["tokens_per_pass"] = found.pop("tokens")
+                rows[-1] |= {f"{each}_per_row_and_round": found.pop(each) for each in ("nodes", "messages")}
+                rows[-1]["bytes_per_row_and_round"] = found
                 print("   ", rounded(rows[-1]), flush=True)
     print(json.dumps(rounded({"target": checkpoint.model, "num_prompts": len(chosen), "rows": rows})))
 

@@ -181,7 +181,7 @@ class AutoscaleSection(Section):
     up_cool_down_s: float = Field(default=15.0, ge=0, description="after any change, before more are added")
     down_cool_down_s: float = Field(default=120.0, ge=0, description="after any change, before one is removed")
     give_up_s: Seconds = Field(default=180.0, description="for a drafter to start; then it is not wanted any more")
-    drain_s: Seconds = Field(default=10.0, description="for a drafter that goes to end what it was asked")
+    drain_s: Seconds = Field(default=10.0, description="for the requests of a drafter that goes to leave it")
 
 
 class CellConfig(Section):

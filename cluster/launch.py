@@ -96,21 +96,24 @@ class Cell:
         await asyncio.shield(self._stopping)
 
     async def renew_drafters(self) -> None:
-        """Each drafter in turn ends in an orderly way and is started anew, and the next one only when it is back.
+        """Each drafter in turn is drained, ends and is started anew, and the next one only when it is back.
 
         Those that are down are left to their restarts. Raises WorkerFailed when one does not come back.
         """
         for drafter in [drafter for drafter in self.drafters if drafter.address is not None]:
             before = drafter.process_ids
-            await self._tell_scheduler(but=drafter)
-            await drafter.stop(_WORKER_GRACE_S)  # its keeper starts what has ended
+            await self._drain(drafter)
+            if drafter.process_ids == before:  # else it was lost meanwhile, and started
+                await self._tell_scheduler(but=drafter)
+                await drafter.stop(_WORKER_GRACE_S)  # its keeper starts what has ended
             await self._wait_for_another(drafter, before)
 
     async def _wait_for_another(self, drafter: DrafterPart, before: Sequence[int]) -> None:
-        """Returns when another life of it serves. Its keeper says when there will be none."""
+        """Returns when another life of it serves, or none is wanted. Its keeper says when there will be none."""
 
         def is_decided() -> bool:
-            return drafter in self._given_up or (drafter.address is not None and drafter.process_ids != before)
+            is_back = drafter.address is not None and drafter.process_ids != before
+            return is_back or drafter in self._given_up or drafter not in self.drafters
 
         async with self._told:
             await self._told.wait_for(is_decided)
@@ -180,14 +183,29 @@ class Cell:
         self.drafters.append(DrafterPart(self._surroundings, section, threads, number))
         return self.drafters[-1]
 
-    async def _let_go(self, part: DrafterPart) -> None:
-        """Drain a drafter that nobody keeps any more, and end it."""
+    async def _drain(self, part: DrafterPart) -> None:
+        """Its requests have what it still sends and leave it, within the time that is configured for that."""
         assert self.scheduler is not None
         try:
             if part.address is not None:
                 await self.scheduler.drain_drafter(part.address, self.config.autoscale.drain_s)
         except WorkerFailed as error:
             log.warning("%s was not drained: %s", part.name, error)
+
+    async def _hand_over(self, old: Part) -> None:
+        """A part serves elsewhere: the scheduler turns to it, and leaves its old life. That of a drafter is drained."""
+        if isinstance(old, DrafterPart):
+            self.drafters.append(old)
+            try:
+                await self._tell_scheduler()
+                await self._drain(old)
+            finally:
+                self.drafters.remove(old)
+        await self._tell_scheduler()
+
+    async def _let_go(self, part: DrafterPart) -> None:
+        """Drain a drafter that nobody keeps any more, and end it."""
+        await self._drain(part)
         self.drafters.remove(part)
         try:
             await self._tell_scheduler()
@@ -197,7 +215,7 @@ class Cell:
 
     async def _keep(self, part: Part) -> None:
         try:
-            await keep_alive(part, self.config.restarts, self._tell_scheduler)
+            await keep_alive(part, self.config.restarts, self._tell_scheduler, self._hand_over)
         except WorkerFailed as error:
             self._given_up.add(part)
             if isinstance(part, SchedulerPart) or self._given_up.issuperset(self.targets):
@@ -241,10 +259,12 @@ class Cell:
         """Stop parts the friendly way, unless there is a hurry; what does not listen is killed afterwards anyway."""
         stops = [asyncio.create_task(part.stop(grace_s)) for part in parts]
         hurry = asyncio.create_task(self._must_hurry.wait())
-        while not hurry.done() and (running := [stop for stop in stops if not stop.done()]):
-            await asyncio.wait([hurry, *running], return_when=asyncio.FIRST_COMPLETED)
-        for task in (hurry, *stops):
-            task.cancel()
+        try:
+            while not hurry.done() and (running := [stop for stop in stops if not stop.done()]):
+                await asyncio.wait([hurry, *running], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (hurry, *stops):
+                task.cancel()
         for part, outcome in zip(parts, await asyncio.gather(*stops, return_exceptions=True), strict=True):
             if isinstance(outcome, Exception):
                 log.warning("%s did not stop in an orderly way: %s", part.name, outcome)

@@ -62,11 +62,13 @@ async def _unless_asked(asked: asyncio.Event, step: Awaitable[None]) -> bool:
     """True when the step came to its end; False, with the step cancelled, when a stop was asked for before."""
     task = asyncio.ensure_future(step)
     stop = asyncio.create_task(asked.wait())
-    await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-    stop.cancel()
-    if task.done():
-        task.result()
-        return True
-    task.cancel()
-    await asyncio.wait([task])
-    return False
+    try:
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        stop.cancel()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

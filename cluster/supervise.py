@@ -76,21 +76,26 @@ class RestartBudget:
         return delay_s
 
 
+OnUp = Callable[[], Awaitable[None]]
+HandOver = Callable[[Part], Awaitable[None]]  # given the old life of a part that has moved; it ends afterwards
+
+
 async def keep_alive(
     part: Part,
     limits: RestartSection,
-    on_up: Callable[[], Awaitable[None]],
+    on_up: OnUp,
+    hand_over: HandOver,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Start a part that does not serve yet, and again whenever it is lost, until cancelled; `on_up` runs after each.
-    It is moved while it serves where its machine is going away.
+    It is moved while it serves where its machine is going away; then `hand_over` runs.
 
     Raises WorkerFailed, with the last reason, when the budget of restarts is spent; the part is then killed.
     """
     budget = RestartBudget(limits)
     while True:
         not_yet = f"{part.name} has not been started yet"
-        reason: str | None = await _while_up(part, on_up) if part.address else not_yet
+        reason: str | None = await _while_up(part, hand_over) if part.address else not_yet
         lost_at_s = clock()
         while reason is not None:
             reason = await _restart(part, budget, clock(), reason)
@@ -98,21 +103,21 @@ async def keep_alive(
         await on_up()
 
 
-async def _while_up(part: Part, on_up: Callable[[], Awaitable[None]]) -> str:
+async def _while_up(part: Part, hand_over: HandOver) -> str:
     """Returns why the part is lost, once it is. Until then it moves whenever a machine of it is going away."""
     while True:
         lost, leaving = asyncio.ensure_future(part.lost()), asyncio.ensure_future(part.leaving())
         try:
             await asyncio.wait([lost, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if lost.done() or not await _move(part, lost, on_up):
+            if lost.done() or not await _move(part, lost, hand_over):
                 return await lost
         finally:
             lost.cancel()
             leaving.cancel()
 
 
-async def _move(part: Part, lost: asyncio.Future[str], on_up: Callable[[], Awaitable[None]]) -> bool:
-    """Start the part anew elsewhere, announce that, and end its old life; until then it serves where it is, if it can.
+async def _move(part: Part, lost: asyncio.Future[str], hand_over: HandOver) -> bool:
+    """Start the part anew elsewhere, hand over, and end its old life; until then it serves where it is, if it can.
 
     Where there is no room it waits for some. False when the new start failed.
     """
@@ -123,7 +128,7 @@ async def _move(part: Part, lost: asyncio.Future[str], on_up: Callable[[], Await
         part.change_places(other)
         is_moved = True
         log.warning("%s has moved to %s", part.name, part.address)
-        await on_up()
+        await hand_over(other)
         await other.stop(_GRACE_S)
     except ClusterError as error:
         log.warning("moving %s: %s", part.name, error.message)

@@ -26,6 +26,7 @@ from outrider.v1.drafter_pb2 import DrafterReport, DrafterWorkerDescription, Tar
 from outrider.v1.drafter_pb2_grpc import DrafterStub
 from outrider.v1.target_pb2 import GetTokenizerRequest, TargetDescription, TargetReport
 from outrider.v1.target_pb2_grpc import TargetStub
+from scheduler.draft_stream import DraftStream
 from scheduler.events import (
     DrafterDown,
     DrafterUp,
@@ -40,7 +41,7 @@ from scheduler.events import (
     TargetFacts,
     TargetUp,
 )
-from scheduler.messages import growths_of, pass_done_of
+from scheduler.messages import pass_done_of
 from scheduler.outbox import OrderOutbox, Outbox, TargetOutbox
 from scheduler.served_model import ServedModel
 from scheduler.vocabulary import mismatch
@@ -258,7 +259,8 @@ class DrafterLink(Link):
         self._post = post
         self._served = served
         self.description: DrafterWorkerDescription | None = None
-        self._outbox = OrderOutbox()
+        self._stream = DraftStream(address)
+        self._outbox = OrderOutbox(self._stream)
 
     def send(self, command: SendOrder | ReleaseDrafter) -> None:
         self._outbox.put(command)
@@ -275,7 +277,8 @@ class DrafterLink(Link):
         if any(drafter.reads_text for drafter in description.drafters):
             await stub.TakeTokenizer(TargetTokenizer(json=served.tokenizer.json), timeout=DESCRIBE_TIMEOUT_S)
         call = stub.Connect()
-        self._outbox = OrderOutbox()
+        self._stream = DraftStream(self.address)
+        self._outbox = OrderOutbox(self._stream)
         self.state, self.detail = pb.WORKER_STATE_READY, ""
         log.info("drafter worker %s at %s is ready", description.name, self.address)
         drawing = frozenset(drafter.name for drafter in description.drafters if drafter.draws)
@@ -286,4 +289,4 @@ class DrafterLink(Link):
             self._post(DrafterDown(self.address))
 
     def _take(self, report: DrafterReport) -> None:
-        self._post(Grown(list(growths_of(self.address, report.growths))))
+        self._post(Grown(self._stream.growths(report)))

@@ -10,10 +10,11 @@ from typing import Protocol
 
 from outrider.v1.drafter_pb2 import DrafterCommand
 from outrider.v1.target_pb2 import TargetCommand
+from scheduler.draft_stream import DraftStream
 from scheduler.events import ReleaseDrafter, ReleaseTarget, SendOrder, SendPass
-from scheduler.messages import drafter_release_message, orders_message, pass_message, target_release_message
+from scheduler.messages import pass_message, target_release_message
 
-MAX_MESSAGE_TOKENS = 1 << 18  # of the orders in one message: 1 MiB
+MAX_MESSAGE_TOKENS = 1 << 18  # of the orders in one message: up to 1 MiB
 
 
 class Outbox(Protocol):
@@ -43,33 +44,30 @@ class TargetOutbox:
 
 
 class OrderOutbox:
-    """All orders that wait go in one message. A drafter that falls behind finds one order for each request: the newest,
+    """All that waits goes in one message. A drafter that falls behind finds one order for each request: the newest,
     with all that it was not told yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: DraftStream) -> None:
+        self._stream = stream
         self._orders: dict[tuple[int, str], SendOrder] = {}  # by request and drafter
-        self._releases: deque[ReleaseDrafter] = deque()
+        self._releases: list[ReleaseDrafter] = []
         self._is_filled = asyncio.Event()
 
     def put(self, command: SendOrder | ReleaseDrafter) -> None:
         key = command.request, command.drafter
+        older = self._orders.pop(key, None)
         if isinstance(command, SendOrder):
-            older = self._orders.pop(key, None)
             self._orders[key] = command if older is None else _joined(older, command)
-        else:
-            self._orders.pop(key, None)
+        elif self._stream.is_open(*key):
             self._releases.append(command)
         self._is_filled.set()
 
     async def take(self) -> DrafterCommand:
-        await self._is_filled.wait()
-        if self._releases:
-            message = drafter_release_message(self._releases.popleft())
-        else:
-            message = orders_message([self._orders.pop(key) for key in list(self._next_keys())])
-        if not self._releases and not self._orders:
+        while not (self._orders or self._releases):
             self._is_filled.clear()
-        return message
+            await self._is_filled.wait()
+        releases, self._releases = self._releases, []
+        return self._stream.command(releases, [self._orders.pop(key) for key in list(self._next_keys())])
 
     def _next_keys(self) -> Iterator[tuple[int, str]]:
         """Of the orders that go into the next message: one at least."""

@@ -111,7 +111,7 @@ class SchedulerServer:
             self._tasks.append(asyncio.create_task(gate.keep_fresh()))
         host = config.listen.rpartition(":")[0]
         if config.metrics_port is not None:
-            metrics = MetricsServer(self._driver)
+            metrics = MetricsServer(self._driver, config.tls)
             self.metrics_address = await metrics.start(host, config.metrics_port)
             self._metrics = metrics
         log.info("scheduler serves at %s:%d", host, port)

@@ -15,7 +15,7 @@ CHANCE_BORDERS = tuple(i / 20 for i in range(1, 20))
 MAX_RANK = 7
 
 _PRIOR_WEIGHT = 6.0  # verdicts that the prior counts for
-_MAX_KNOWN = 4096  # scores travel in eighths, so these are few
+_MAX_KNOWN = 4096  # scores travel in steps, so these are few
 _MEMORY = 400.0  # verdicts after which older ones fade: a drafter may change, and so may its texts
 
 

@@ -77,6 +77,17 @@ def check_own_peer(files: PemFiles, name: str) -> None:
     assert not ends, "the handshake takes a few turns"
 
 
+def server_context(files: PemFiles, name: str, *, requires_certificate: bool) -> ssl.SSLContext:
+    """For a process of a cell, where it serves something else than gRPC. `requires_certificate`: of whoever connects.
+
+    Raises InvalidRequest for files with which the cell would refuse it.
+    """
+    check_own_peer(files, name)
+    context = _context(ssl.PROTOCOL_TLS_SERVER, files)
+    context.verify_mode = ssl.CERT_REQUIRED if requires_certificate else ssl.CERT_NONE
+    return context
+
+
 def _is_done(end: ssl.SSLObject) -> bool:
     try:
         end.do_handshake()

@@ -1,17 +1,26 @@
-"""A node's score on the wire: one byte, in eighths. What a score is worth is learned, so coarse ones serve as well."""
+"""A node's score on the wire: one of eight steps. What a score is worth is learned, so coarse ones serve as well.
+
+Each step is one bin of calibration.py, or several: of the scores that are common, those whose worth differs most are
+kept apart.
+"""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable
+import math
+from bisect import bisect
 
-_STEPS = 8
-_LEAST, _MOST = -128, 127
-
-
-def pack_scores(scores: Iterable[float]) -> bytes:
-    return array("b", (max(_LEAST, min(_MOST, round(score * _STEPS))) for score in scores)).tobytes()
+NUM_STEPS = 8
+_BORDERS = (-2.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
+_SCORES = (-3.0, -1.25, -0.25, 0.25, 0.75, 1.5, 3.0, 6.0)
 
 
-def unpack_scores(data: bytes) -> list[float]:
-    return [value / _STEPS for value in array("b", data)]
+def step_of(score: float) -> int:
+    """Raises ValueError for NaN."""
+    if math.isnan(score):
+        raise ValueError("a node's score is NaN")
+    return bisect(_BORDERS, score)
+
+
+def score_of(step: int) -> float:
+    """In the middle of the step."""
+    return _SCORES[step]

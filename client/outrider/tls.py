@@ -8,6 +8,7 @@ are used from the next handshake on; connections that stand go on.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import grpc
 import grpc.aio
 
 from outrider.errors import InvalidRequest
-from outrider.pem import Pem, PemFiles, check_own_peer, check_readable
+from outrider.pem import Pem, PemFiles, check_own_peer, check_readable, server_context
 from outrider.reload import Reloaded
 from outrider.rpc import Options
 
@@ -106,6 +107,17 @@ def add_port(server: grpc.aio.Server, listen: str, tls: CellTls | None, *, requi
     if tls is None:
         return server.add_insecure_port(listen)
     return server.add_secure_port(listen, _server_credentials(_watched(tls), requires_certificate))
+
+
+def https_contexts(tls: CellTls) -> Reloaded[ssl.SSLContext]:
+    """For a port that speaks HTTP, encrypted, to the cell's clients: `refresh` before each handshake.
+
+    Raises InvalidRequest for files that are no good.
+    """
+    files = PemFiles(tls.ca, tls.certificate, tls.key)
+    requires_certificate = tls.requires_client_certificate
+    load = partial(server_context, files, tls.name, requires_certificate=requires_certificate)
+    return Reloaded(files.paths, load)
 
 
 def _server_credentials(files: Reloaded[Pem], requires_certificate: bool) -> grpc.ServerCredentials:

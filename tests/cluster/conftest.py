@@ -53,7 +53,19 @@ async def running(config: CellConfig) -> AsyncIterator[Cell]:
     try:
         yield cell
     finally:
-        await cell.stop(at_once=True)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                await cell.stop(at_once=True)
+        finally:
+            _disconnect()
+
+
+def _disconnect() -> None:
+    """Where a cell did not stop, only its own test is to fail: a process has one connection to Ray."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
 
 
 class Returns(logging.Handler):

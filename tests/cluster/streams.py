@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from outrider import AsyncClient, Resuming
-from outrider.types import Answer, SamplingParams
+from outrider.errors import ServerUnavailable
+from outrider.types import Answer, SamplingParams, Speculation
 from tests.cluster.conftest import TIMEOUT_S
 
 STUBBORN = Resuming(max_tries=10_000, max_wait_s=2 * TIMEOUT_S)
+_DRAFTED = Speculation()
 
 
 class Streams:
@@ -28,7 +30,9 @@ class Streams:
         self._longest_pause_s = 0.0
 
     async def learn(self) -> None:
-        self._undisturbed = await asyncio.gather(*(self._answer(number) for number in range(self._num_streams)))
+        """Each answer as the target alone gives it."""
+        alone = Speculation(mode="off")
+        self._undisturbed = await asyncio.gather(*(self._answer(number, alone) for number in range(self._num_streams)))
         self.num_tokens = self.num_answers = 0
 
     @asynccontextmanager
@@ -62,12 +66,19 @@ class Streams:
             if (answer.token_ids, answer.text) != (expected.token_ids, expected.text):
                 self.wrong.append((number, answer))
 
-    async def _answer(self, number: int) -> Answer:
+    async def _answer(self, number: int, speculation: Speculation = _DRAFTED) -> Answer:
         sampling = SamplingParams(max_tokens=self._num_tokens_each, temperature=0.2, seed=number, ignore_eos=True)
-        async with AsyncClient(self._endpoint, resuming=STUBBORN) as client:
-            generation = client.generate([5, 6, 7, 8, number + 1, 5, 6, 7], sampling=sampling, timeout_s=None)
-            async for _ in generation:
-                self._note_token()
+        prompt = [5, 6, 7, 8, number + 1, 5, 6, 7]
+        async with AsyncClient(self._endpoint, resuming=STUBBORN) as client, asyncio.timeout(2 * TIMEOUT_S):
+            while True:
+                generation = client.generate(prompt, sampling=sampling, speculation=speculation, timeout_s=None)
+                try:
+                    async for _ in generation:
+                        self._note_token()
+                    break
+                except ServerUnavailable:  # the scheduler is being started: it can't have accepted the request
+                    if generation.started is not None:
+                        raise
         self.num_answers += 1
         return generation.answer
 

@@ -14,8 +14,10 @@ async def test_only_those_who_wait_for_a_node_that_is_going_away_are_told() -> N
     leaving, answers = LeavingNodes(), iter([set(), {"b"}])
     watching = asyncio.create_task(leaving.watch(lambda: next(answers, {"b"}), look_every_s=0.0))
     others = asyncio.create_task(leaving.wait_for({"a", "c"}))
-    await asyncio.wait_for(leaving.wait_for({"a", "b"}), 10)
-    await asyncio.wait_for(leaving.wait_for({"b"}), 10)
+    async with asyncio.timeout(10):
+        await leaving.wait_for({"a", "b"})
+    async with asyncio.timeout(10):
+        await leaving.wait_for({"b"})
     assert not others.done()
     for task in (watching, others):
         task.cancel()
@@ -32,8 +34,10 @@ async def test_while_nobody_answers_what_was_known_stays_and_later_news_are_hear
         return {"a"} if num_looks < 4 else {"a", "b"}
 
     watching = asyncio.create_task(leaving.watch(look, look_every_s=0.0))
-    await asyncio.wait_for(leaving.wait_for({"a"}), 10)
-    await asyncio.wait_for(leaving.wait_for({"b"}), 10)
+    async with asyncio.timeout(10):
+        await leaving.wait_for({"a"})
+    async with asyncio.timeout(10):
+        await leaving.wait_for({"b"})
     assert num_looks >= 4
     watching.cancel()
 

@@ -44,6 +44,7 @@ async def test_a_drafter_that_does_not_come_back_ends_the_renewal_and_the_others
     async with running(cell_config(drafters=DRAFTERS, restarts={"max_restarts": 0})) as cell:
         before = cell.drafters[1].process_ids
         with pytest.raises(WorkerFailed, match="drafter ngram did not come back"):
-            await asyncio.wait_for(cell.renew_drafters(), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                await cell.renew_drafters()
         assert cell.drafters[1].process_ids == before
         assert cell.drafters[1].address is not None

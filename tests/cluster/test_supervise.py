@@ -73,16 +73,30 @@ class ScriptedPart(Part):
 
 
 class Ups:
-    """Counts the restarts that were announced."""
+    """Counts the starts and moves that were announced."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[None] = asyncio.Queue()
+        self.old: ScriptedPart | None = None  # the life that was left in the last move
+        self.may_end = asyncio.Event()  # an old life
+        self.may_end.set()
 
     async def __call__(self) -> None:
         self.queue.put_nowait(None)
 
+    async def hand_over(self, old: Part) -> None:
+        assert isinstance(old, ScriptedPart)
+        self.old = old
+        self.queue.put_nowait(None)
+        await self.may_end.wait()
+
     async def next(self) -> None:
-        await asyncio.wait_for(self.queue.get(), 10)
+        async with asyncio.timeout(10):
+            await self.queue.get()
+
+
+def keeping(part: Part, ups: Ups, limits: RestartSection = AT_ONCE) -> asyncio.Task[None]:
+    return asyncio.create_task(keep_alive(part, limits, ups, ups.hand_over))
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -109,7 +123,7 @@ def test_restarts_before_the_window_are_forgotten() -> None:
 async def test_a_part_that_has_not_been_started_is_started_as_often_as_it_takes() -> None:
     part, ups = ScriptedPart(failing_starts=2), Ups()
     part.address = None
-    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    keeper = keeping(part, ups)
     await ups.next()
     assert part.calls == ["kill", "start"] * 3
     assert part.address == "next"
@@ -118,7 +132,7 @@ async def test_a_part_that_has_not_been_started_is_started_as_often_as_it_takes(
 
 async def test_a_lost_part_is_killed_started_anew_and_announced() -> None:
     part, ups = ScriptedPart(), Ups()
-    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    keeper = keeping(part, ups)
     part.lose("it fell")
     await ups.next()
     assert part.calls == ["kill", "start"]
@@ -128,7 +142,7 @@ async def test_a_lost_part_is_killed_started_anew_and_announced() -> None:
 
 async def test_a_restart_that_fails_is_tried_again_and_announced_only_when_it_worked() -> None:
     part, ups = ScriptedPart(failing_starts=2), Ups()
-    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    keeper = keeping(part, ups)
     part.lose("it fell")
     await ups.next()
     assert part.calls == ["kill", "start"] * 3
@@ -138,13 +152,14 @@ async def test_a_restart_that_fails_is_tried_again_and_announced_only_when_it_wo
 
 async def test_a_part_that_falls_too_often_is_killed_and_given_up_with_the_last_reason() -> None:
     part, ups = ScriptedPart(), Ups()
-    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    keeper = keeping(part, ups)
     for time in range(3):
         part.lose(f"fall {time}")
         await ups.next()
     part.lose("the last fall")
     with pytest.raises(WorkerFailed, match=r"part is given up.*the last fall"):
-        await asyncio.wait_for(keeper, 10)
+        async with asyncio.timeout(10):
+            await keeper
     assert part.calls == ["kill", "start"] * 3 + ["kill"]
     assert part.address is None
 
@@ -154,7 +169,7 @@ async def test_a_part_whose_machine_is_going_away_serves_until_its_next_life_doe
     after, before = ScriptedPart(), part.calls
     after.has_room.clear()
     part.next = after
-    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    keeper = keeping(part, ups)
     part.announce_end()
     await until(lambda: after.calls == ["start"])
     assert (part.address, before) == ("first", [])
@@ -165,12 +180,39 @@ async def test_a_part_whose_machine_is_going_away_serves_until_its_next_life_doe
     keeper.cancel()
 
 
+async def test_the_old_life_of_a_part_that_has_moved_serves_until_it_is_handed_over() -> None:
+    part, ups = ScriptedPart(), Ups()
+    before, part.next = part.calls, ScriptedPart()
+    ups.may_end.clear()
+    keeper = keeping(part, ups)
+    part.announce_end()
+    await ups.next()
+    assert ups.old is not None
+    assert (part.address, ups.old.address, before) == ("next", "first", [])
+    ups.may_end.set()
+    await until(lambda: before == ["stop", "kill", "release"])
+    keeper.cancel()
+
+
+async def test_a_stop_while_a_part_is_handed_over_ends_its_old_life() -> None:
+    part, ups = ScriptedPart(), Ups()
+    before, part.next = part.calls, ScriptedPart()
+    ups.may_end.clear()
+    keeper = keeping(part, ups)
+    part.announce_end()
+    await ups.next()
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)
+    assert before == ["kill", "release"]
+    assert part.address == "next"
+
+
 async def test_a_part_that_is_lost_before_it_could_move_goes_on_with_the_start_that_was_begun() -> None:
     part, ups = ScriptedPart(), Ups()
     after, before = ScriptedPart(), part.calls
     after.has_room.clear()
     part.next = after
-    keeper = asyncio.create_task(keep_alive(part, RestartSection(max_restarts=0), ups))
+    keeper = keeping(part, ups, RestartSection(max_restarts=0))
     part.announce_end()
     await until(lambda: after.calls == ["start"])
     part.lose("its machine is gone")
@@ -185,7 +227,7 @@ async def test_a_part_that_is_lost_before_it_could_move_goes_on_with_the_start_t
 async def test_a_move_that_fails_leaves_the_part_where_it_is_and_its_loss_is_an_ordinary_one() -> None:
     part, ups = ScriptedPart(), Ups()
     part.next = after = ScriptedPart(failing_starts=1)
-    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    keeper = keeping(part, ups)
     part.announce_end()
     await until(lambda: after.calls == ["start", "kill", "release"])
     assert (part.address, part.calls) == ("first", [])
@@ -199,7 +241,7 @@ async def test_a_stop_in_the_middle_of_a_move_leaves_neither_life_unattended() -
     part, ups = ScriptedPart(), Ups()
     part.next = after = ScriptedPart()
     after.has_room.clear()
-    keeper = asyncio.create_task(keep_alive(part, AT_ONCE, ups))
+    keeper = keeping(part, ups)
     part.announce_end()
     await until(lambda: after.calls == ["start"])
     keeper.cancel()

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import grpc
 
-from outrider.packing import pack_i32
 from outrider.rpc import link_options
-from outrider.v1 import drafter_pb2, drafter_pb2_grpc, inference_pb2, worker_pb2
+from outrider.v1 import drafter_pb2, drafter_pb2_grpc, inference_pb2
 from tests.target_link import SEEDED, TIMEOUT_S
 from workers.draft.server import DrafterConfig, DrafterServer
+
+
+@dataclass(frozen=True)
+class Told:
+    """A growth, read as drafter.proto has it."""
+
+    draft: int
+    committed_len: int  # of the root
+    first_node: int
+    tokens: list[int]
+    parents: list[int]
+    scores: list[int]
+    is_done: bool
 
 
 class Link:
@@ -20,27 +34,33 @@ class Link:
 
     def __init__(self, stub: drafter_pb2_grpc.DrafterAsyncStub) -> None:
         self.stream = stub.Connect()  # type: ignore[call-arg]  # the stubs know only the form with an iterator
+        self._root_lens: Counter[int] = Counter()
+        self._num_nodes: Counter[int] = Counter()
 
     async def send(self, *orders: drafter_pb2.DraftOrder) -> None:
-        command = drafter_pb2.DrafterCommand(orders=drafter_pb2.DraftOrders(orders=orders))
-        async with asyncio.timeout(TIMEOUT_S):
-            await self.stream.write(command)
+        for order in orders:
+            if order.HasField("open"):
+                self._root_lens[order.draft] = self._num_nodes[order.draft] = 0
+        await self._write(drafter_pb2.DrafterCommand(orders=orders))
 
-    async def release(self, request: int, epoch: int, drafter: str) -> None:
-        released = drafter_pb2.DraftRelease(ref=worker_pb2.RequestRef(request=request, epoch=epoch), drafter=drafter)
-        async with asyncio.timeout(TIMEOUT_S):
-            await self.stream.write(drafter_pb2.DrafterCommand(release=released))
+    async def release(self, *drafts: int) -> None:
+        await self._write(drafter_pb2.DrafterCommand(released=drafts))
 
-    async def receive(self) -> list[drafter_pb2.Growth]:
-        return list((await self.receive_report()).growths)
+    async def receive(self) -> list[Told]:
+        """A report's growths; one without any is a failure, and so is one of which something is missing."""
+        report = await self.receive_report()
+        growths = self.read(report)
+        assert growths
+        assert not report.missing
+        return growths
 
-    async def receive_report(self) -> drafter_pb2.Growths:
+    async def receive_report(self) -> drafter_pb2.DrafterReport:
         async with asyncio.timeout(TIMEOUT_S):
             report = await self.stream.read()
         assert isinstance(report, drafter_pb2.DrafterReport), "the stream has ended"
-        return report.growths
+        return report
 
-    async def receive_until_done(self) -> list[drafter_pb2.Growth]:
+    async def receive_until_done(self) -> list[Told]:
         """The growths of the one order that is open."""
         growths = await self.receive()
         while not growths[-1].is_done:
@@ -50,6 +70,27 @@ class Link:
     async def code(self) -> grpc.StatusCode:
         async with asyncio.timeout(TIMEOUT_S):
             return await self.stream.code()
+
+    def read(self, report: drafter_pb2.DrafterReport) -> list[Told]:
+        growths: list[Told] = []
+        numbers = iter(report.growths)
+        for draft in numbers:
+            num_nodes, flags = divmod(next(numbers), 4)
+            self._root_lens[draft] += next(numbers) if flags & 2 else 0
+            first = self._num_nodes[draft] + 1
+            self._num_nodes[draft] += num_nodes
+            told = Told(draft, self._root_lens[draft], first, [], [], [], bool(flags & 1))
+            for number in range(first, first + num_nodes):
+                told.tokens.append(next(numbers))
+                distance, score = divmod(next(numbers), 8)
+                told.parents.append(number - distance if distance else 0)
+                told.scores.append(score)
+            growths.append(told)
+        return growths
+
+    async def _write(self, command: drafter_pb2.DrafterCommand) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            await self.stream.write(command)
 
 
 @asynccontextmanager
@@ -67,24 +108,16 @@ async def serving(
 
 def make_order(
     drafter: str,
-    committed: Sequence[int],
+    tokens: Sequence[int],
     *,
-    start: int = 0,
-    end: int | None = None,
-    request: int = 1,
-    epoch: int = 1,
+    draft: int = 1,
     is_open: bool = False,
     max_nodes: int = 4,
     sampling: inference_pb2.SamplingParams = SEEDED,
 ) -> drafter_pb2.DraftOrder:
-    """An order that brings committed[start:end]."""
-    order = drafter_pb2.DraftOrder(
-        ref=worker_pb2.RequestRef(request=request, epoch=epoch),
-        drafter=drafter,
-        committed_len=len(committed),
-        tokens=worker_pb2.TokenSpan(start=start, ids=pack_i32(committed[start:end])),
-        max_nodes=max_nodes,
-    )
+    """An order that brings these tokens. Only an opening names the drafter."""
+    order = drafter_pb2.DraftOrder(draft=draft, tokens=tokens, max_nodes=max_nodes)
     if is_open:
-        order.open.sampling.CopyFrom(sampling)
+        order.open.drafter = drafter
+        order.open.request.sampling.CopyFrom(sampling)
     return order

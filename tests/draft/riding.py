@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from outrider.v1 import drafter_pb2
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.core import Core, CoreConfig
+from scheduler.draft_stream import DraftStream
 from scheduler.events import (
     Command,
     DrafterDown,
@@ -35,8 +36,9 @@ from scheduler.events import (
     TargetUp,
     Tick,
 )
-from scheduler.messages import drafter_release_message, growths_of, orders_message, pass_message
+from scheduler.messages import pass_message
 from scheduler.policy.policy import num_tokens_of
+from workers.draft.commands import carry_out
 from workers.draft.drafter import Drafter
 from workers.draft.growing import NewNodes, Order
 from workers.draft.hosted import Hosted, Stream
@@ -70,13 +72,13 @@ class Worker:
     stream: Stream = field(default_factory=Stream)
     commands: deque[bytes] = field(default_factory=deque)  # on their way to it
     steps: dict[str, tuple[list[int], list[Order]]] = field(default_factory=dict)  # that have taken their orders
+    drafts: DraftStream = field(init=False)  # the scheduler's end of the stream
+
+    def __post_init__(self) -> None:
+        self.drafts = DraftStream(self.name)
 
     def take_command(self) -> None:
-        command = drafter_pb2.DrafterCommand.FromString(self.commands.popleft())
-        for order in command.orders.orders:
-            self.hosted[order.drafter].order(self.stream, order)
-        if command.HasField("release"):
-            self.hosted[command.release.drafter].release(self.stream, command.release.ref)
+        carry_out(self.stream, drafter_pb2.DrafterCommand.FromString(self.commands.popleft()), self.hosted)
 
     def begin_step(self, drafter: str) -> None:
         """As the event loop does, before the engine's thread begins."""
@@ -84,8 +86,8 @@ class Worker:
             self.steps[drafter] = self.hosted[drafter]._take()
 
     def end_step(self, drafter: str) -> list[NewNodes]:
-        new_nodes, _ = self.hosted[drafter]._step(*self.steps.pop(drafter))
-        self.hosted[drafter]._report(new_nodes, 1.5)
+        new_nodes = self.hosted[drafter]._growing.step(*self.steps.pop(drafter))
+        self.hosted[drafter]._report(new_nodes)
         return new_nodes
 
     @property
@@ -98,7 +100,7 @@ class Worker:
         """What was on its way, either way, is lost; what was opened on the stream is forgotten."""
         for each in self.hosted.values():
             each.close(self.stream)
-        self.stream, self.commands = Stream(), deque()
+        self.stream, self.commands, self.drafts = Stream(), deque(), DraftStream(self.name)
 
 
 class Riding:
@@ -111,6 +113,8 @@ class Riding:
         self.passes: deque[SendPass] = deque()  # that are not answered
         self.finished: dict[int, Finish] = {}
         self.num_bytes: Counter[str] = Counter()  # by what they were for
+        self.num_messages: Counter[str] = Counter()
+        self.num_nodes = 0  # that drafters have told
         self.num_rows = 0
         self._facts = facts
         self.handle(TargetUp(facts))
@@ -141,8 +145,11 @@ class Riding:
 
     def take_report(self, worker: Worker) -> None:
         data = worker.stream.reports.get_nowait().SerializeToString()
+        growths = worker.drafts.growths(drafter_pb2.DrafterReport.FromString(data))
         self.num_bytes["growths"] += len(data)
-        self.handle(Grown(list(growths_of(worker.name, drafter_pb2.DrafterReport.FromString(data).growths))))
+        self.num_messages["growths"] += 1
+        self.num_nodes += sum(len(each.tokens) for each in growths)
+        self.handle(Grown(growths))
 
     def settle(self) -> None:
         """All messages arrive, and drafters step, until nothing is left to do but the pass."""
@@ -190,12 +197,13 @@ class Riding:
                 self.handle(Tick())
 
     def handle(self, event: Event) -> None:
-        """Orders arrive one by one, and are counted as they are sent: those of one event in one message."""
+        """Each order arrives by itself, and is counted as it is sent: with those of the same event, and releases."""
         self._joined = {"orders": drafter_pb2.DrafterCommand(), "openings": drafter_pb2.DrafterCommand()}
         for command in self.core.handle(event, self.now_s):
             self._carry_out(command)
         for kind, joined in self._joined.items():
             self.num_bytes[kind] += joined.ByteSize()
+            self.num_messages[kind] += joined.ByteSize() > 0
 
     def _greet(self, worker: Worker) -> None:
         drawing = frozenset(name for name, each in worker.hosted.items() if each.drafter.draws)
@@ -203,14 +211,8 @@ class Riding:
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case SendOrder():
-                message = orders_message([command])
-                self._joined["orders" if command.opening is None else "openings"].MergeFrom(message)
-                self.workers[command.worker].commands.append(message.SerializeToString())
-            case ReleaseDrafter():
-                data = drafter_release_message(command).SerializeToString()
-                self.num_bytes["releases"] += len(data)
-                self.workers[command.worker].commands.append(data)
+            case SendOrder() | ReleaseDrafter():
+                self._send(command)
             case SendPass():
                 self.passes.append(command)
                 self.num_rows += len(command.rows)
@@ -221,3 +223,13 @@ class Riding:
                 raise AssertionError(command.reason)
             case Emit():
                 pass
+
+    def _send(self, command: SendOrder | ReleaseDrafter) -> None:
+        worker = self.workers[command.worker]
+        if isinstance(command, ReleaseDrafter):
+            message = worker.drafts.command([command], [])
+        else:
+            message = worker.drafts.command([], [command])
+        is_opening = isinstance(command, SendOrder) and command.opening is not None
+        self._joined["openings" if is_opening else "orders"].MergeFrom(message)
+        worker.commands.append(message.SerializeToString())

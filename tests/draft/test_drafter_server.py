@@ -15,9 +15,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider.errors import InvalidRequest, OutriderError
-from outrider.scores import unpack_scores
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, worker_pb2
-from tests.draft.drafter_link import Link, make_order, serving
+from tests.draft.drafter_link import Link, Told, make_order, serving
 from tests.target_link import SEEDED, TIMEOUT_S, Reference
 from workers.draft.drafter import KINDS, DrafterSpec, Request, Resources
 from workers.draft.server import DrafterConfig, DrafterServer
@@ -80,21 +79,19 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     return drafter
 
 
-def nodes_of(growths: Sequence[drafter_pb2.Growth]) -> tuple[list[int], list[int]]:
+def nodes_of(growths: Sequence[Told]) -> tuple[list[int], list[int]]:
     """The tokens and parents of an order's growths, after a look at what must hold of them."""
     tokens: list[int] = []
     parents: list[int] = []
     for growth in growths:
         assert growth.committed_len == growths[0].committed_len
         assert growth.first_node == growths[0].first_node + len(tokens)
-        numbers = range(growth.first_node, growth.first_node + len(growth.tokens))
         tokens += growth.tokens
-        parents += [number - far if far else 0 for number, far in zip(numbers, growth.distances, strict=True)]
-        assert len(unpack_scores(growth.scores)) == len(growth.tokens)
+        parents += growth.parents
     return tokens, parents
 
 
-def paths_of(growths: Sequence[drafter_pb2.Growth]) -> list[list[int]]:
+def paths_of(growths: Sequence[Told]) -> list[list[int]]:
     """The nodes of an epoch's growths from the first one on, as the tokens below the first root."""
     tokens, parents = nodes_of(growths)
     paths: list[list[int]] = [[]]
@@ -116,7 +113,7 @@ async def test_a_model_drafter_streams_a_tree_with_what_the_target_will_choose(
         assert len(growths) > 2  # as they are found, not at the end
 
         # Numbers run on over the orders of an epoch, and what still stands is not told again.
-        await link.send(make_order("model", [*PROMPT, *expected[:1]], start=len(PROMPT), max_nodes=40))
+        await link.send(make_order("model", expected[:1], max_nodes=40))
         more = await link.receive_until_done()
         assert more[0].first_node == 21
         assert {growth.committed_len for growth in more} == {len(PROMPT) + 1}
@@ -144,10 +141,7 @@ async def test_an_order_that_finds_nothing_is_done_at_once() -> None:
 
         (growth,) = await link.receive()
 
-    assert growth.is_done
-    assert not growth.is_prefix_missing
-    assert (growth.ref.request, growth.ref.epoch, growth.committed_len) == (1, 1, len(PROMPT))
-    assert not growth.tokens
+    assert (growth.draft, growth.committed_len, growth.is_done, growth.tokens) == (1, len(PROMPT), True, [])
 
 
 async def test_several_drafters_serve_one_stream_under_their_names(tiny: Path, reference: Reference) -> None:
@@ -156,13 +150,13 @@ async def test_several_drafters_serve_one_stream_under_their_names(tiny: Path, r
         description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=TIMEOUT_S)
         link = Link(stub)
         await link.send(
-            make_order("ngram", text, is_open=True, max_nodes=1), make_order("small", text, is_open=True, max_nodes=1)
+            make_order("ngram", text, draft=0, is_open=True, max_nodes=1),
+            make_order("small", text, draft=7, is_open=True, max_nodes=1),
         )
-        reports = [await link.receive_report(), await link.receive_report()]
-        growths = {report.drafter: growth for report in reports for growth in report.growths}
+        growths = {growth.draft: growth for growth in [*await link.receive(), *await link.receive()]}
 
-    assert list(growths["ngram"].tokens) == [7]
-    assert list(growths["small"].tokens) == reference.decode(text, 1, SEEDED)
+    assert growths[0].tokens == [7]
+    assert growths[7].tokens == reference.decode(text, 1, SEEDED)
     assert [(each.name, each.kind, each.model, each.max_context) for each in description.drafters] == [
         ("ngram", "ngram", "", 0),
         ("small", "model", "tiny", 128),
@@ -186,7 +180,7 @@ async def test_a_drafter_that_reads_texts_drafts_once_it_has_the_targets_tokeniz
             await stub.TakeTokenizer(drafter_pb2.TargetTokenizer(json=b"{}"), timeout=TIMEOUT_S)
         json = (tiny / TOKENIZER_FILE).read_bytes()
         await stub.TakeTokenizer(drafter_pb2.TargetTokenizer(json=json), timeout=TIMEOUT_S)
-        await link.send(make_order("texts", PROMPT, epoch=2, is_open=True))
+        await link.send(make_order("texts", PROMPT, draft=2, is_open=True))
         growths = await link.receive_until_done()
 
     assert (nothing.is_done, nothing.tokens) == (True, [])
@@ -199,27 +193,15 @@ async def test_an_order_for_a_drafter_that_is_not_here_is_done_at_once() -> None
         link = Link(stub)
         await link.send(make_order("medusa", PROMPT, is_open=True))
 
-        report = await link.receive_report()
+        (growth,) = await link.receive()
 
-    [growth] = report.growths
-    assert (report.drafter, growth.is_done, growth.tokens) == ("medusa", True, [])
+    assert (growth.draft, growth.is_done, growth.tokens) == (1, True, [])
 
 
 MISSING = {
-    "unknown request": make_order("ngram", PROMPT, request=2),
-    "unknown epoch": make_order("ngram", PROMPT, epoch=2),
-    "gap": make_order("ngram", [*PROMPT, 1, 2], start=len(PROMPT) + 1),
-    "fewer tokens than committed": make_order("ngram", [*PROMPT, 1, 2], start=len(PROMPT), end=len(PROMPT) + 1),
-    "another past": make_order("ngram", [5, 6, 50, 8, 9], start=1),
-    "a committed_len of the past": make_order("ngram", PROMPT[:3], start=3),
-    "half a token": drafter_pb2.DraftOrder(
-        ref=worker_pb2.RequestRef(request=1, epoch=1),
-        drafter="ngram",
-        committed_len=len(PROMPT),
-        tokens=worker_pb2.TokenSpan(ids=b"\1\2"),
-    ),
-    "negative token": make_order("ngram", [*PROMPT, -7], start=len(PROMPT)),
-    "no tokens at all": make_order("ngram", [], is_open=True, epoch=2),
+    "never opened": make_order("ngram", PROMPT, draft=2),
+    "released": make_order("ngram", [5], draft=3),
+    "no tokens at all": make_order("ngram", [], draft=4, is_open=True),
 }
 
 
@@ -227,33 +209,46 @@ MISSING = {
 async def test_what_an_order_cannot_be_built_on_is_reported_missing_and_opening_again_helps(kind: str) -> None:
     async with serving("ngram") as (_, stub):
         link = Link(stub)
-        await link.send(make_order("ngram", PROMPT, is_open=True))
+        await link.send(make_order("ngram", PROMPT, is_open=True), make_order("ngram", PROMPT, draft=3, is_open=True))
         await link.receive()
+        await link.release(3)
 
         await link.send(MISSING[kind])
-        (growth,) = await link.receive()
-        await link.send(make_order("ngram", [5, 6, 5], epoch=3, request=growth.ref.request, is_open=True))
+        report = await link.receive_report()
+        await link.send(make_order("ngram", [5, 6, 5], draft=9, is_open=True))
         (after,) = await link.receive()
 
-    assert growth.is_prefix_missing
-    assert growth.ref == MISSING[kind].ref
-    assert after.tokens[0] == 6
+    assert (list(report.missing), list(report.growths)) == ([MISSING[kind].draft], [])
+    assert (after.draft, after.tokens[0]) == (9, 6)
 
 
-async def test_an_order_of_a_stale_epoch_is_left_out() -> None:
+async def test_a_number_is_given_back_with_the_next_report_and_may_stand_for_another_draft() -> None:
     async with serving("ngram") as (_, stub):
         link = Link(stub)
-        await link.send(make_order("ngram", PROMPT, epoch=5, is_open=True))
+        await link.send(make_order("ngram", [5, 6, 5], is_open=True))
         await link.receive()
+        await link.release(1, 8)
+        await link.send(make_order("ngram", [5, 7, 5], draft=2, is_open=True))
+        report = await link.receive_report()
+        await link.send(make_order("ngram", [5, 8, 9, 5], draft=1, is_open=True, max_nodes=1))
+        (another,) = await link.receive()
 
-        await link.send(
-            make_order("ngram", PROMPT, epoch=4),
-            make_order("ngram", PROMPT, epoch=4, is_open=True),
-            make_order("ngram", [*PROMPT, 5], epoch=5, start=len(PROMPT)),
-        )
-        (growth,) = await link.receive()
+    assert list(report.released) == [1, 8]
+    assert report.growths[0] == 2
+    assert another.tokens == [8]
 
-    assert (growth.ref.epoch, growth.committed_len, growth.tokens[0]) == (5, len(PROMPT) + 1, 6)
+
+async def test_what_an_order_does_not_say_is_as_it_was(scripted: Scripted) -> None:
+    scripted.may_step.release(99)
+    async with serving("scripted") as (_, stub):
+        link = Link(stub)
+        await link.send(make_order("scripted", PROMPT, is_open=True, max_nodes=3))
+        await link.receive_until_done()
+        await link.send(drafter_pb2.DraftOrder(draft=1, tokens=[1]))
+        growths = await link.receive_until_done()
+
+    assert scripted.steps == [{0: 3}, {0: 2}, {0: 1}, {0: 3}, {0: 2}, {0: 1}]
+    assert {growth.committed_len for growth in growths} == {len(PROMPT) + 1}
 
 
 async def test_a_newer_order_supersedes_one_that_waits_and_one_that_is_being_drafted(scripted: Scripted) -> None:
@@ -263,9 +258,9 @@ async def test_a_newer_order_supersedes_one_that_waits_and_one_that_is_being_dra
         await scripted.wait_in_step()
         # While the first step runs: two newer orders. The second of them replaces the first before it is seen.
         longer = [*PROMPT, 1, 2]
-        await link.send(make_order("scripted", longer[:-1], start=len(PROMPT), max_nodes=7))
-        await link.send(make_order("scripted", longer, start=len(PROMPT) + 1, max_nodes=2))
-        await link.send(make_order("medusa", PROMPT))  # answered at once: so the two before it have been noted
+        await link.send(make_order("scripted", [1], max_nodes=7))
+        await link.send(make_order("scripted", [2], max_nodes=2))
+        await link.send(make_order("medusa", PROMPT, draft=2, is_open=True))  # answered at once: so those are noted
         await link.receive()
         scripted.may_step.release(5)
 
@@ -277,24 +272,23 @@ async def test_a_newer_order_supersedes_one_that_waits_and_one_that_is_being_dra
     assert [growth.first_node for growth in growths] == [1, 2, 3]
 
 
-async def test_a_release_between_steps_stops_the_draft_and_a_late_one_does_not(scripted: Scripted) -> None:
+async def test_a_release_between_steps_stops_its_draft_alone(scripted: Scripted) -> None:
     async with serving("scripted") as (_, stub):
         link = Link(stub)
         for request in (1, 2):
-            await link.send(make_order("scripted", PROMPT, request=request, epoch=2, is_open=True, max_nodes=3))
+            await link.send(make_order("scripted", PROMPT, draft=request, is_open=True, max_nodes=3))
             await scripted.wait_in_step()
             scripted.may_step.release()
             await link.receive()
         await scripted.wait_in_step()
-        await link.release(1, epoch=2, drafter="scripted")
-        await link.release(2, epoch=1, drafter="scripted")
-        await link.send(make_order("medusa", PROMPT))
+        await link.release(1, 3)
+        await link.send(make_order("medusa", PROMPT, draft=4, is_open=True))
         await link.receive()
         scripted.may_step.release(9)
 
         growths = await link.receive_until_done()
 
-    assert {growth.ref.request for growth in growths} == {2}
+    assert {growth.draft for growth in growths} == {2}
     assert scripted.closed[0] == 0
 
 
@@ -304,7 +298,7 @@ async def test_the_end_of_a_stream_forgets_all_that_was_opened_on_it(scripted: S
     async with serving("scripted") as (_, stub):
         link, other = Link(stub), Link(stub)
         for request in (1, 2, 3):
-            await link.send(make_order("scripted", PROMPT, request=request, is_open=True, max_nodes=1))
+            await link.send(make_order("scripted", PROMPT, draft=request, is_open=True, max_nodes=1))
             await link.receive()
 
         if how == "end":
@@ -316,10 +310,10 @@ async def test_the_end_of_a_stream_forgets_all_that_was_opened_on_it(scripted: S
 
         # Each of these is a step, and steps carry out what has been closed: this waits on the drafter, not the clock.
         async with asyncio.timeout(TIMEOUT_S):
-            epoch = 0
+            draft = 0
             while not {0, 1, 2} <= set(scripted.closed):
-                epoch += 1
-                await other.send(make_order("scripted", PROMPT, epoch=epoch, is_open=True, max_nodes=1))
+                draft += 1
+                await other.send(make_order("scripted", PROMPT, draft=draft, is_open=True, max_nodes=1))
                 await other.receive()
 
 

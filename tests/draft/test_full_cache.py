@@ -116,17 +116,16 @@ async def test_sixty_four_requests_on_one_worker_progress_alike_in_bounded_memor
     served = dict.fromkeys(texts, 0)
     async with serving(f"model:{tiny}", kv_cache_bytes=NUM_BLOCKS * BLOCK_BYTES) as (server, stub):
         link, hosted = Link(stub), Watched.found[-1]
-        await link.send(*(make_order("model", texts[n], request=n, is_open=True, max_nodes=MAX_NODES) for n in texts))
+        await link.send(*(make_order("model", texts[n], draft=n, is_open=True, max_nodes=MAX_NODES) for n in texts))
         while min(served.values()) < 4:
             for growth in await link.receive():
-                assert not growth.is_prefix_missing
-                number, text = growth.ref.request, texts[growth.ref.request]
+                number, text = growth.draft, texts[growth.draft]
                 if growth.committed_len < len(text):
                     continue  # overtaken
                 assert growth.tokens or not growth.is_done, "given up"
                 served[number] += 1
                 text.append(1 + (number + len(text)) % 90)
-                await link.send(make_order("model", text, request=number, start=len(text) - 1, max_nodes=MAX_NODES))
+                await link.send(make_order("model", text[-1:], draft=number, max_nodes=MAX_NODES))
             assert max(served.values()) - min(served.values()) <= 2
             assert len(hosted._requests) == len(hosted._by_key) == NUM_REQUESTS
             assert len(hosted._changed) <= NUM_REQUESTS

@@ -6,9 +6,11 @@ import gc
 import random
 from pathlib import Path
 
-from outrider.v1 import worker_pb2
+from outrider.v1 import drafter_pb2
 from tests.draft.drafter_link import make_order
 from tests.draft.drafting import load_tiny
+from workers.draft.commands import carry_out
+from workers.draft.growing import Order
 from workers.draft.hosted import Hosted, Stream
 from workers.draft.model import ModelDrafter
 
@@ -24,33 +26,33 @@ class Host:
 
     def __init__(self, drafter: ModelDrafter) -> None:
         self.hosted = Hosted(NAME, drafter)
+        self.by_name = {NAME: self.hosted}
         self.stream = Stream()
-        self.texts: dict[int, list[int]] = {}  # of requests that are open, by number
-        self._under_way: tuple[list[int], list[object]] | None = None
+        self.texts: dict[int, list[int]] = {}  # of drafts that are open, by number
+        self._under_way: tuple[list[int], list[Order]] | None = None
 
     def open(self, number: int, prompt: list[int]) -> None:
         self.texts[number] = prompt
-        self.hosted.order(self.stream, make_order(NAME, prompt, request=number, is_open=True, max_nodes=8))
+        carry_out(self.stream, command(make_order(NAME, prompt, draft=number, is_open=True, max_nodes=8)), self.by_name)
 
     def order(self, number: int, tokens: list[int]) -> None:
-        text = [*self.texts.get(number, [1, 2, 3]), *tokens]
-        self.hosted.order(self.stream, make_order(NAME, text, request=number, start=len(text) - len(tokens)))
+        carry_out(self.stream, command(make_order(NAME, tokens, draft=number)), self.by_name)
         if number in self.texts:
-            self.texts[number] = text
+            self.texts[number] += tokens
 
-    def release(self, number: int, epoch: int = 1) -> None:
+    def release(self, number: int) -> None:
         self.texts.pop(number, None)
-        self.hosted.release(self.stream, worker_pb2.RequestRef(request=number, epoch=epoch))
+        carry_out(self.stream, drafter_pb2.DrafterCommand(released=[number]), self.by_name)
 
     def begin_step(self) -> None:
         if self._under_way is None:
-            self._under_way = self.hosted._take()  # type: ignore[assignment]
+            self._under_way = self.hosted._take()
 
     def end_step(self) -> None:
         if self._under_way is not None:
-            new_nodes, step_ms = self.hosted._step(*self._under_way)  # type: ignore[arg-type]
+            new_nodes = self.hosted._growing.step(*self._under_way)
             self._under_way = None
-            self.hosted._report(new_nodes, step_ms)
+            self.hosted._report(new_nodes)
         while not self.stream.reports.empty():
             self.stream.reports.get_nowait()
 
@@ -65,6 +67,10 @@ class Host:
             if not (self.hosted._live or self.hosted._changed or self.hosted._closed):
                 return
         raise AssertionError("not at rest after 200 steps")
+
+
+def command(order: drafter_pb2.DraftOrder) -> drafter_pb2.DrafterCommand:
+    return drafter_pb2.DrafterCommand(orders=[order])
 
 
 def cycle(host: Host, number: int, rng: random.Random) -> None:

@@ -233,7 +233,7 @@ class Rides(RuleBasedStateMachine):
         for number, request in self.running.items():
             for view in request.drafters.values():
                 hosted = self.riding.workers[view.worker].hosted[NAME]
-                known = hosted._requests.get((self.riding.workers[view.worker].stream, number))
+                known = next((each for each in hosted._requests.values() if each.ref.request == number), None)
                 if known is None:
                     continue  # it has forgotten the request, and has not been asked since
                 assert (known.ref.epoch, known.known) == (view.epoch, request.tokens)

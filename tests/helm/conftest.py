@@ -32,6 +32,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "pinned image": ("--set", "image.digest=sha256:" + "0" * 64, "--set-json", 'image.pullSecrets=["s"]'),
     "encrypted": ("--set", "tls.secretName=t"),
     "shut": ("--set", "tls.secretName=t,tls.requireClientCertificate=true,auth.secretName=a,auth.testTokenSecret=x"),
+    "shut, watched": (
+        "--set",
+        "tls.secretName=t,tls.requireClientCertificate=true,"
+        "metrics.serviceMonitor.enabled=true,metrics.serviceMonitor.certificateSecret=p",
+    ),
     "placed": ("--set", "target.priorityClassName=high,target.runtimeClassName=nvidia,env.HTTPS_PROXY=http://p:1"),
 }
 SHAPES: dict[str, tuple[str, ...]] = {name: ("-f", name) for name in EXAMPLES} | OPTIONS

@@ -44,6 +44,26 @@ def test_the_port_is_one_from_the_scheduler_to_the_monitor(render: Render, tmp_p
     assert not any(wanted <= item["metadata"]["labels"].items() for item in others)
 
 
+def test_a_cell_with_certificates_is_scraped_over_tls_and_known_by_its_name(render: Render) -> None:
+    [endpoint] = render(*WATCHED, "--set", "tls.secretName=t,tls.name=our-cell").one("ServiceMonitor")["spec"][
+        "endpoints"
+    ]
+    assert endpoint["scheme"] == "https"
+    assert endpoint["tlsConfig"] == {"serverName": "our-cell", "ca": {"secret": {"name": "t", "key": "ca.crt"}}}
+
+
+def test_where_clients_show_certificates_prometheus_shows_one_of_its_own(render: Render) -> None:
+    shut = "tls.secretName=t,tls.requireClientCertificate=true,metrics.serviceMonitor.certificateSecret=p"
+    [endpoint] = render(*WATCHED, "--set", shut).one("ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    assert endpoint["tlsConfig"] == {
+        "serverName": "outrider-cell",
+        "ca": {"secret": {"name": "t", "key": "ca.crt"}},
+        "cert": {"secret": {"name": "p", "key": "tls.crt"}},
+        "keySecret": {"name": "p", "key": "tls.key"},
+    }
+
+
 def test_only_scrapers_reach_the_port(render: Render) -> None:
     [policy] = [item for item in render().all("NetworkPolicy") if item["metadata"]["name"] == "outrider-metrics"]
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}

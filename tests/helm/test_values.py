@@ -18,6 +18,7 @@ SCALED = ("--set", "autoscaling.enabled=true,draft.maxReplicas=3")
 MONITOR = ("--set", "metrics.serviceMonitor.enabled=true")
 BOARD = ("--set", "metrics.dashboard.enabled=true")
 TLS = ("--set", "tls.secretName=t")
+SHUT_MONITOR = ("--set", "tls.secretName=t,tls.requireClientCertificate=true,metrics.serviceMonitor.enabled=true")
 REDIS = ("--set", "redis.enabled=true,redis.passwordSecret=r")
 
 # Values of the wrong type or shape, misspelt keys, and combinations that could not run → what the message says.
@@ -77,6 +78,9 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("--set", "metrics.port=9090"): "additional properties 'port' not allowed",
     ("--set", "metrics.serviceMonitor.interval=often"): "at '/metrics/serviceMonitor/interval'",
     ("--set", "metrics.enabled=false,metrics.serviceMonitor.enabled=true"): "there is nothing to scrape",
+    SHUT_MONITOR: "Prometheus has to show a certificate: set metrics.serviceMonitor.certificateSecret",
+    (*TLS, *MONITOR, "--set", "metrics.serviceMonitor.certificateSecret=p"): "nobody asks for a certificate",
+    ("--set", "metrics.serviceMonitor.certificateSecret=Not A Name"): "at '/metrics/serviceMonitor/certificateSecret'",
     ("--set", "draft.minReplicas=2,draft.maxReplicas=1"): "draft.minReplicas is 2, above draft.maxReplicas, 1",
     ("--set", "draft.slots=1"): "2 drafters need a place, and draft.minReplicas × draft.slots is 1 × 1",
     (*GPU, "--set", "draft.maxReplicas=0"): "2 drafters need a place, and draft.maxReplicas × draft.slots is 0 × 2",
@@ -127,6 +131,10 @@ EFFECTS: dict[str, tuple[tuple[str, ...], str]] = {
     "metrics.serviceMonitor.enabled": ((), "metrics.serviceMonitor.enabled=true"),
     "metrics.serviceMonitor.interval": (MONITOR, "metrics.serviceMonitor.interval=1m"),
     "metrics.serviceMonitor.labels": (MONITOR, "metrics.serviceMonitor.labels.release=prometheus"),
+    "metrics.serviceMonitor.certificateSecret": (
+        (*SHUT_MONITOR, "--set", "metrics.serviceMonitor.certificateSecret=p"),
+        "metrics.serviceMonitor.certificateSecret=other",
+    ),
     "metrics.dashboard.enabled": ((), "metrics.dashboard.enabled=true"),
     "metrics.dashboard.labels.grafana_dashboard": (BOARD, "metrics.dashboard.labels.grafana_dashboard=yes"),
     "networkPolicy.scrapers": ((), "networkPolicy.scrapers[0].podSelector.matchLabels.app=prometheus"),

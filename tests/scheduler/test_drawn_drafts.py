@@ -10,9 +10,6 @@ from typing import TypeVar
 import pytest
 
 from outrider.draft_law import DraftLaw
-from outrider.packing import pack_i32
-from outrider.scores import pack_scores
-from outrider.v1 import drafter_pb2, worker_pb2
 from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_COUPLED, ACCEPTANCE_RULE_REJECTION, SamplingParams
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.core import Core, CoreConfig
@@ -31,7 +28,7 @@ from scheduler.events import (
     TargetUp,
     Tick,
 )
-from scheduler.messages import growths_of, pass_message
+from scheduler.messages import pass_message
 from tests.scheduler.world import FACTS, new_request
 
 OPENING = OpenRequest(
@@ -205,15 +202,3 @@ def test_a_node_that_the_target_would_refuse_is_dropped(
     running = Running()
     running.grow(tokens, parents, laws)
     assert running.row.node_tokens == kept
-
-
-def test_a_report_whose_laws_make_no_sense_loses_its_nodes() -> None:
-    growth = drafter_pb2.Growth(
-        tokens=[2],
-        distances=[0],
-        scores=pack_scores([0.0]),
-        laws=worker_pb2.SparseLaws(counts=pack_i32([5])),
-        is_done=True,
-    )
-    [parsed] = growths_of("m", drafter_pb2.Growths(growths=[growth]))
-    assert (parsed.tokens, parsed.laws, parsed.is_done) == ([], [], True)

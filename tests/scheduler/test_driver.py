@@ -16,10 +16,12 @@ from tokenizers import models
 from outrider.errors import Overloaded
 from outrider.tls import CellChannels
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2
-from scheduler import links
+from outrider.v1.worker_pb2 import OpenRequest
+from scheduler import links, outbox
 from scheduler.core import CoreConfig
+from scheduler.draft_stream import DraftStream
 from scheduler.driver import Driver
-from scheduler.events import DrafterDown, DrafterUp, Event, ReleaseDrafter, TargetDown, Tick
+from scheduler.events import DrafterDown, DrafterUp, Event, SendOrder, TargetDown, Tick
 from scheduler.links import DrafterLink, Link, TargetLink
 from scheduler.outbox import OrderOutbox
 from scheduler.served_model import ServedModel
@@ -46,6 +48,10 @@ class RudeDrafter(drafter_pb2_grpc.DrafterServicer):
             num_commands += 1
             if num_commands == self.num_streams % 7 + 1:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "I have had enough")
+
+
+def an_opening(worker: str, request: int) -> SendOrder:
+    return SendOrder(worker, "rude", request, 1, 1, OpenRequest(), 0, [5], max_nodes=4, min_survival=0.0)
 
 
 async def served() -> ServedModel:
@@ -133,7 +139,10 @@ async def test_bytes_that_are_no_message_cost_their_session_alone(
     await server.stop(0)
 
 
-async def test_a_worker_that_drops_its_stream_under_a_burst_of_commands_costs_its_session_alone() -> None:
+async def test_a_worker_that_drops_its_stream_under_a_burst_of_commands_costs_its_session_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outbox, "MAX_MESSAGE_TOKENS", 1)  # each order is a message of its own
     rude, server = RudeDrafter(), grpc.aio.server()
     drafter_pb2_grpc.add_DrafterServicer_to_server(rude, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -145,7 +154,7 @@ async def test_a_worker_that_drops_its_stream_under_a_burst_of_commands_costs_it
         events.append(event)
         if isinstance(event, DrafterUp):
             for number in range(200):
-                link.send(ReleaseDrafter(address, "rude", request=number, epoch=1))
+                link.send(an_opening(address, number))
         elif sum(isinstance(event, DrafterDown) for event in events) == 12:
             enough.set()
 
@@ -232,8 +241,8 @@ class SlowCall:
 @pytest.mark.parametrize("num_turns", range(6))
 async def test_a_session_that_is_dropped_as_a_write_ends_is_dropped(num_turns: int) -> None:
     """`asyncio.wait_for` of Python 3.11 forgets the drop where it comes up to two turns of the event loop later."""
-    call, box = SlowCall(), OrderOutbox()
-    box.put(ReleaseDrafter("w", "suffix", request=1, epoch=1))
+    call, box = SlowCall(), OrderOutbox(DraftStream("w"))
+    box.put(an_opening("w", 1))
     writer = asyncio.create_task(links._write_all(call, box))  # type: ignore[arg-type]
     await asyncio.wait_for(call.writing.wait(), TIMEOUT_S)
     call.may_end.set_result(None)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from outrider.types import FinishReason
-from outrider.v1 import drafter_pb2
 from scheduler.core import Core, CoreConfig
 from scheduler.drafting import MAX_TREE_NODES, RUN_AHEAD
 from scheduler.events import (
@@ -29,7 +28,6 @@ from scheduler.events import (
     TargetUp,
     Tick,
 )
-from scheduler.messages import MAX_GROWTH_NODES, growths_of
 from tests.scheduler.world import FACTS, new_request
 
 
@@ -179,16 +177,6 @@ def test_a_million_nodes_leave_a_bounded_tree_and_the_request_completes() -> Non
     [finish] = [c for c in running.commands if isinstance(c, Finish)]
     expected: FinishReason = "length"
     assert finish.reason == expected
-
-
-@pytest.mark.parametrize("num_nodes", [MAX_GROWTH_NODES, MAX_GROWTH_NODES + 1, 1_000_000])
-def test_an_endless_growth_is_not_even_looked_at(num_nodes: int) -> None:
-    growth = drafter_pb2.Growth(
-        tokens=[2] * num_nodes, distances=[1] * num_nodes, scores=b"\0" * num_nodes, first_node=1, is_done=True
-    )
-    [parsed] = growths_of("a", drafter_pb2.Growths(growths=[growth]))
-    assert len(parsed.tokens) == (num_nodes if num_nodes <= MAX_GROWTH_NODES else 0)
-    assert parsed.is_done
 
 
 def test_the_likeliest_nodes_go_first_and_verdicts_teach_which_these_are() -> None:

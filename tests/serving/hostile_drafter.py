@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,20 +13,19 @@ from outrider.v1.drafter_pb2 import (
     DrafterReport,
     DrafterWorkerDescription,
     DraftOrder,
-    Growth,
-    Growths,
 )
 from outrider.v1.drafter_pb2_grpc import DrafterServicer
-from outrider.v1.worker_pb2 import Vocabulary
+from outrider.v1.worker_pb2 import SparseLaws, Vocabulary
 
 NAME = "hostile"
-_MILLION = Growth(tokens=[7] * 1_000_000, distances=[1] * 1_000_000, scores=bytes(1_000_000))
+MOST = (1 << 32) - 1  # that a number may be
+_MILLION = [4_000_001, *[7, 8] * 1_000_000]  # the nodes, and no more will come
 
-Behaviour = Callable[[DraftOrder, random.Random], Iterable[Growth | Growths]]
+Behaviour = Callable[[DraftOrder, random.Random], Iterable[list[int] | DrafterReport]]
 
 
 class HostileDrafter(DrafterServicer):
-    """Answers each order as `behave` says: each growth in a report of its own."""
+    """Answers each order as `behave` says: each list of numbers in a report of its own."""
 
     def __init__(self, vocabulary: Vocabulary, behave: Behaviour, seed: int = 0) -> None:
         self._vocabulary = vocabulary
@@ -33,6 +33,7 @@ class HostileDrafter(DrafterServicer):
         self._rng = random.Random(seed)
         self.num_orders = 0
         self.num_streams = 0
+        self.is_back = threading.Event()  # on another stream
 
     async def Describe(self, request: Any, context: Any) -> DrafterWorkerDescription:  # noqa: N802 - gRPC's name
         drafter = DrafterDescription(name=NAME, kind="model", vocabulary=self._vocabulary, draws=True)
@@ -40,110 +41,133 @@ class HostileDrafter(DrafterServicer):
 
     async def Connect(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]  # noqa: N802
         self.num_streams += 1
+        if self.num_streams > 1:
+            self.is_back.set()
         async for command in request_iterator:
-            for order in command.orders.orders:
+            for order in command.orders:
                 self.num_orders += 1
                 for each in self._behave(order, self._rng):
-                    growths = Growths(drafter=NAME, growths=[each]) if isinstance(each, Growth) else each
-                    await context.write(DrafterReport(growths=growths))
+                    await context.write(DrafterReport(growths=each) if isinstance(each, list) else each)
 
 
-def growth_for(order: DraftOrder, tokens: Iterable[int] = (), **changes: Any) -> Growth:
-    """A chain of these tokens; `changes` to it are what is wrong."""
+def growth_for(
+    order: DraftOrder,
+    tokens: Iterable[int] = (),
+    *,
+    distances: Iterable[int] | None = None,
+    scores: Iterable[int] | None = None,
+    draft: int | None = None,
+    moved: int | None = None,
+    is_done: bool = True,
+) -> list[int]:
+    """A chain of these tokens, and the first growth for its order; what is given is what is wrong."""
     tokens = list(tokens)
-    fields: dict[str, Any] = {
-        "ref": order.ref,
-        "committed_len": order.committed_len,
-        "first_node": 1,
-        "tokens": tokens,
-        "distances": [0, *[1] * (len(tokens) - 1)][: len(tokens)],
-        "scores": bytes(len(tokens)),
-        "is_done": True,
-    }
-    return Growth(**(fields | changes))
+    moved = len(order.tokens) if moved is None else moved
+    distances = [0, *[1] * (len(tokens) - 1)][: len(tokens)] if distances is None else distances
+    scores = [5] * len(tokens) if scores is None else scores
+    numbers = [order.draft if draft is None else draft, 4 * len(tokens) + 2 + is_done, moved]
+    for token, distance, score in zip(tokens, distances, scores, strict=True):
+        numbers += token, (8 * distance + score) & MOST
+    return numbers
 
 
-def garbage(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
+def garbage(order: DraftOrder, rng: random.Random) -> Iterator[list[int] | DrafterReport]:
+    def any_number() -> int:
+        return rng.choice([order.draft, rng.randrange(20), rng.randrange(97), rng.randrange(1 << 32)])
+
     for _ in range(3):
         n = rng.randrange(20)
         yield growth_for(
             order,
             [rng.choice([rng.randrange(97), rng.randrange(1 << 32)]) for _ in range(n)],
-            first_node=rng.choice([0, 1, rng.randrange(1 << 32)]),
-            distances=[rng.choice([0, 1, rng.randrange(1 << 32)]) for _ in range(n)],
-            scores=rng.randbytes(rng.choice([n, n, n + 1])),
+            distances=[rng.choice([0, 1, rng.randrange(1 << 29)]) for _ in range(n)],
+            scores=[rng.randrange(8) for _ in range(n)],
+            moved=rng.choice([0, len(order.tokens), rng.randrange(1 << 32)]),
             is_done=rng.random() < 0.5,
+        )
+        yield DrafterReport(
+            growths=[any_number() for _ in range(n)],
+            missing=[any_number() for _ in range(n // 10)],
+            released=[any_number() for _ in range(n // 4)],
+            laws=SparseLaws(counts=rng.randbytes(n)),
         )
 
 
-def right_tokens_in_wrong_places(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
+def right_tokens_in_wrong_places(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
     tokens = [rng.randrange(97) for _ in range(12)]
     yield growth_for(order, tokens, distances=[rng.randrange(13) for _ in tokens])
-    yield growth_for(order, tokens, distances=[13 - i for i in range(12)])
+    yield growth_for(order, tokens, distances=[13 - i for i in range(12)], moved=0)
 
 
-def cycles(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
-    """Numbers that are used again, so that each node is below the other; and nodes below themselves."""
+def below_what_is_not_there(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
+    """Parents before the first node, and beyond the last: as far as numbers go."""
     yield growth_for(order, [3, 4, 5], is_done=False)
-    yield growth_for(order, [4, 3], first_node=3, distances=[1, 2], is_done=False)
-    yield growth_for(order, [3, 4], first_node=1, distances=[(1 << 32) - 2, (1 << 32) - 1])
+    yield growth_for(order, [4, 3], distances=[5, 9], moved=0, is_done=False)
+    yield growth_for(order, [3, 4], distances=[(1 << 29) - 2, (1 << 29) - 1], moved=0)
 
 
-def stale(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
-    ref = type(order.ref)
-    for epoch in (order.ref.epoch - 1, order.ref.epoch + 1, 0, (1 << 32) - 1):
-        yield growth_for(order, [5, 6, 7], ref=ref(request=order.ref.request, epoch=epoch))
-    for length in (order.committed_len - 1, order.committed_len + 1, 0, 1, (1 << 32) - 1):
-        yield growth_for(order, [5, 6, 7], committed_len=length)
+def at_roots_that_are_none(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
+    for moved in (0, len(order.tokens) - 1, 2, 1 << 31, MOST):
+        yield growth_for(order, [5, 6, 7], moved=moved)
 
 
-def unknown_requests(order: DraftOrder, rng: random.Random) -> Iterator[Growth | Growths]:
-    ref = type(order.ref)
-    for request in (0, order.ref.request + 1, rng.randrange(1 << 64)):
-        yield growth_for(order, [5, 6, 7], ref=ref(request=request, epoch=order.ref.epoch))
-        yield Growths(drafter="nobody", growths=[growth_for(order, [5, 6, 7])])
+def for_the_drafts_of_others(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
+    for draft in (0, order.draft + 1, rng.randrange(1 << 32), MOST):
+        yield growth_for(order, [5, 6, 7], draft=draft)
 
 
-def everything_twice(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
+def numbers_given_back_in_use(order: DraftOrder, rng: random.Random) -> Iterator[list[int] | DrafterReport]:
+    """And spoken of all the same."""
+    yield DrafterReport(released=[order.draft, order.draft, 0, 1, 2, 3, MOST])
+    yield growth_for(order, [5, 6, 7])
+
+
+def everything_twice(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
     for _ in range(2):
         yield growth_for(order, [5, 6, 7], is_done=False)
         yield growth_for(order, [5, 6, 7])
 
 
-def without_end(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
-    """As many nodes as a report may have, again and again, and none of them done."""
+def cut_off(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
+    whole = growth_for(order, [5, 6, 7])
+    for end in range(len(whole)):
+        yield whole[:end]
+
+
+def without_end(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
+    """As many nodes as a growth may have, again and again, and none of them done."""
     for first in range(1, 6001, 1000):
         tokens = [rng.randrange(97) for _ in range(1000)]
         distances = [rng.randrange(min(number, 50)) for number in range(first, first + 1000)]
-        yield growth_for(order, tokens, first_node=first, distances=distances, is_done=False)
+        moved = len(order.tokens) if first == 1 else 0
+        yield growth_for(order, tokens, distances=distances, moved=moved, is_done=False)
 
 
-def a_million_nodes(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
-    growth = Growth()
-    growth.CopyFrom(_MILLION)
-    growth.MergeFrom(growth_for(order))
-    yield growth
+def a_million_nodes(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
+    yield [order.draft, *_MILLION]
 
 
-def more_bytes_than_a_report_may_have(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
-    yield growth_for(order, scores=bytes(MAX_MESSAGE_BYTES))
+def more_bytes_than_a_report_may_have(order: DraftOrder, rng: random.Random) -> Iterator[DrafterReport]:
+    yield DrafterReport(growths=growth_for(order), laws=SparseLaws(ids=bytes(MAX_MESSAGE_BYTES)))
 
 
-def nothing(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
+def nothing(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
     return iter(())
 
 
-def missing(order: DraftOrder, rng: random.Random) -> Iterator[Growth]:
-    yield growth_for(order, is_prefix_missing=True)
+def missing(order: DraftOrder, rng: random.Random) -> Iterator[DrafterReport]:
+    yield DrafterReport(missing=[order.draft])
 
 
 BEHAVIOURS: list[Behaviour] = [
     garbage,
     right_tokens_in_wrong_places,
-    cycles,
-    stale,
-    unknown_requests,
+    below_what_is_not_there,
+    at_roots_that_are_none,
+    for_the_drafts_of_others,
+    numbers_given_back_in_use,
     everything_twice,
+    cut_off,
     without_end,
     a_million_nodes,
     more_bytes_than_a_report_may_have,

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.timeout(300)
 
 VOCAB = 97
 PROMPT = "w5 w6 w7 w8 w9"
+TIMEOUT_S = 30.0
 WAIT_S = 5.0  # for a draft: the honest one is there by then whatever the load, and the silent one costs it once
 SAMPLINGS = [
     SamplingParams(temperature=0, max_tokens=24, ignore_eos=True),
@@ -71,7 +72,10 @@ def test_what_a_hostile_drafter_sends_changes_no_token_and_the_honest_one_still_
                 cell.look(check_bounds)
             assert drafted.answer.token_ids == plain.token_ids
         assert hostile.num_orders > 0
-        assert (hostile.num_streams > 1) == (behave is more_bytes_than_a_report_may_have)
+        if behave is more_bytes_than_a_report_may_have:
+            assert hostile.is_back.wait(TIMEOUT_S)
+        else:
+            assert hostile.num_streams == 1
         after = client.generate(PROMPT, sampling=SAMPLINGS[0], speculation=HONEST).result()
     assert after.tokens_per_pass > 2
     assert cell.look(lambda core: (len(core._requests), core.has_target)) == (0, True)

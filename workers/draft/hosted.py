@@ -11,28 +11,20 @@ step that such an order overtakes are sent all the same: by their numbers the sc
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
-from outrider.draft_law import pack_laws
-from outrider.errors import InvalidRequest
-from outrider.packing import unpack_i32
-from outrider.scores import pack_scores
 from outrider.v1 import drafter_pb2, worker_pb2
 from workers.choice.params import ChoiceParams, guess_params
 from workers.draft.drafter import Drafter, TextDrafter
 from workers.draft.growing import Growing, NewNodes, Order
+from workers.draft.report import report_of
 from workers.engine_thread import EngineThread
-from workers.prefix import common_len
 
 _MAX_WAITING_REPORTS = 1024
-
-_log = logging.getLogger(__name__)
 
 
 class Stream:
@@ -41,22 +33,32 @@ class Stream:
     def __init__(self) -> None:
         self.reports: asyncio.Queue[drafter_pb2.DrafterReport] = asyncio.Queue(_MAX_WAITING_REPORTS)
         self.is_overrun = asyncio.Event()
+        self.drafters: dict[int, str] = {}  # names, by the number of the draft that was opened there
+        self._released: list[int] = []
 
-    def send(self, growths: drafter_pb2.Growths) -> None:
+    def send(self, report: drafter_pb2.DrafterReport) -> None:
+        report.released.extend(self._released)
+        self._released.clear()
         try:
-            self.reports.put_nowait(drafter_pb2.DrafterReport(growths=growths))
+            self.reports.put_nowait(report)
         except asyncio.QueueFull:
             self.is_overrun.set()
+
+    def acknowledge(self, draft: int) -> None:
+        """With the next report: a draft's number may be used again."""
+        self._released.append(draft)
 
 
 @dataclass(slots=True)
 class _Request:
     key: int  # the drafter's
+    draft: int  # its number on the stream
     ref: worker_pb2.RequestRef
     stream: Stream
     params: ChoiceParams | None  # until the drafter has been told
     known: list[int] = field(default_factory=list)
     num_told: int = 0  # known tokens that the drafter has been told
+    root_len: int = 0  # of the root of its last growth
     max_nodes: int = 0
     min_survival: float = 0.0
 
@@ -69,7 +71,7 @@ class Hosted:
         self.drafter = drafter
         self._growing = Growing(drafter)
         self._keys = count()
-        self._requests: dict[tuple[Stream, int], _Request] = {}
+        self._requests: dict[tuple[Stream, int], _Request] = {}  # by the draft's number
         self._by_key: dict[int, _Request] = {}
         self._changed: dict[int, _Request] = {}  # with an order that no step has seen
         self._closed: list[int] = []
@@ -78,42 +80,47 @@ class Hosted:
         self.is_ready = not isinstance(drafter, TextDrafter)  # that one is once it has the target's tokenizer
 
     def order(self, stream: Stream, order: drafter_pb2.DraftOrder) -> None:
-        """Note an order. What it can't be built on is reported as missing; what is out of date is left out."""
-        request = self._requests.get((stream, order.ref.request))
-        if request is not None and request.ref.epoch > order.ref.epoch:
+        """Note an order. One for a draft of which nothing is known is reported as missing."""
+        if order.HasField("open"):
+            self.release(stream, order.draft)
+            params = guess_params(order.open.request)
+            request = _Request(next(self._keys), order.draft, order.open.ref, stream, params)
+            self._requests[stream, order.draft] = self._by_key[request.key] = request
+        found = self._requests.get((stream, order.draft))
+        if found is None or not (found.known or order.tokens):
+            self.release(stream, order.draft)
+            stream.send(drafter_pb2.DrafterReport(missing=[order.draft]))
             return
-        if order.HasField("open") and (request is None or request.ref.epoch < order.ref.epoch):
-            self._close(stream, order.ref.request)
-            request = _Request(next(self._keys), order.ref, stream, guess_params(order.open))
-            self._requests[stream, order.ref.request] = self._by_key[request.key] = request
-        if request is None or request.ref.epoch != order.ref.epoch or not _learn(request, order):
-            self._close(stream, order.ref.request)
-            missing = drafter_pb2.Growth(ref=order.ref, committed_len=order.committed_len, is_prefix_missing=True)
-            stream.send(drafter_pb2.Growths(drafter=self.name, growths=[missing]))
-            return
-        request.max_nodes, request.min_survival = order.max_nodes, order.min_survival
-        self._changed[request.key] = request
+        found.known += order.tokens
+        if order.HasField("max_nodes"):
+            found.max_nodes = order.max_nodes
+        if order.HasField("min_survival"):
+            found.min_survival = order.min_survival / 100
+        self._changed[found.key] = found
         self._has_work.set()
 
-    def release(self, stream: Stream, ref: worker_pb2.RequestRef) -> None:
-        """Forget a request; nothing where a newer epoch is open."""
-        request = self._requests.get((stream, ref.request))
-        if request is not None and request.ref.epoch <= ref.epoch:
-            self._close(stream, ref.request)
+    def release(self, stream: Stream, draft: int) -> None:
+        """Forget a draft, if it is there."""
+        request = self._requests.pop((stream, draft), None)
+        if request is not None:
+            del self._by_key[request.key]
+            self._changed.pop(request.key, None)
+            self._live.discard(request.key)
+            self._closed.append(request.key)
+            self._has_work.set()
 
     def close(self, stream: Stream) -> None:
         """Forget all that a stream has opened."""
-        for owner, number in list(self._requests):
+        for owner, draft in list(self._requests):
             if owner is stream:
-                self._close(owner, number)
+                self.release(owner, draft)
 
     async def run(self, thread: EngineThread) -> None:
         """Step for as long as there is something to draft. Ends when cancelled; raises what the engine raises."""
         while True:
             await self._has_work.wait()
             closed, orders = self._take()
-            new_nodes, step_ms = await thread.run(partial(self._step, closed, orders))
-            self._report(new_nodes, step_ms)
+            self._report(await thread.run(partial(self._growing.step, closed, orders)))
             if not (self._live or self._changed or self._closed):
                 self._has_work.clear()
 
@@ -130,56 +137,14 @@ class Hosted:
         closed, self._closed = self._closed, []
         return closed, orders
 
-    def _step(self, closed: Sequence[int], orders: Sequence[Order]) -> tuple[list[NewNodes], float]:
-        """On the engine's thread. The milliseconds are those of the whole step."""
-        started = time.perf_counter()
-        return self._growing.step(closed, orders), 1000 * (time.perf_counter() - started)
-
-    def _report(self, new_nodes: Sequence[NewNodes], step_ms: float) -> None:
-        growths: dict[Stream, list[drafter_pb2.Growth]] = defaultdict(list)
+    def _report(self, new_nodes: Sequence[NewNodes]) -> None:
+        growths: dict[Stream, list[tuple[int, int, NewNodes]]] = defaultdict(list)
         for nodes in new_nodes:
             if nodes.is_done:
                 self._live.discard(nodes.key)
             request = self._by_key.get(nodes.key)
             if request is not None:
-                growths[request.stream].append(growth_message(request.ref, nodes))
+                growths[request.stream].append((request.draft, nodes.committed_len - request.root_len, nodes))
+                request.root_len = nodes.committed_len
         for stream, of_stream in growths.items():
-            stream.send(drafter_pb2.Growths(drafter=self.name, growths=of_stream, step_ms=step_ms))
-
-    def _close(self, stream: Stream, number: int) -> None:
-        request = self._requests.pop((stream, number), None)
-        if request is not None:
-            del self._by_key[request.key]
-            self._changed.pop(request.key, None)
-            self._live.discard(request.key)
-            self._closed.append(request.key)
-            self._has_work.set()
-
-
-def _learn(request: _Request, order: drafter_pb2.DraftOrder) -> bool:
-    """Append the order's tokens. False where that doesn't lead to its committed_len: a gap, or another past."""
-    try:
-        tokens = unpack_i32(order.tokens.ids)
-    except InvalidRequest as err:
-        _log.warning("an order for request %d is refused: tokens.ids: %s", order.ref.request, err)
-        return False
-    start = order.tokens.start if tokens else len(request.known)
-    overlap = request.known[start : start + len(tokens)]
-    if start > len(request.known) or common_len(overlap, tokens) < len(overlap) or min(tokens, default=0) < 0:
-        return False
-    request.known += tokens[len(request.known) - start :]
-    return len(request.known) == order.committed_len > 0
-
-
-def growth_message(ref: worker_pb2.RequestRef, nodes: NewNodes) -> drafter_pb2.Growth:
-    numbers = range(nodes.first_number, nodes.first_number + len(nodes.tokens))
-    return drafter_pb2.Growth(
-        ref=ref,
-        committed_len=nodes.committed_len,
-        first_node=nodes.first_number,
-        tokens=nodes.tokens,
-        distances=[number - parent if parent else 0 for number, parent in zip(numbers, nodes.parents, strict=True)],
-        scores=pack_scores(nodes.scores),
-        laws=pack_laws(nodes.laws),
-        is_done=nodes.is_done,
-    )
+            stream.send(report_of(of_stream))

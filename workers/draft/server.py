@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from outrider.errors import InvalidRequest, Overloaded
 from outrider.tls import CellTls
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, worker_pb2
+from workers.draft.commands import carry_out
 from workers.draft.drafter import DrafterSpec, Resources, TextDrafter, load_drafter
 from workers.draft.hosted import Hosted, Stream
 from workers.engine_thread import EngineThread, wait_any_failed
@@ -188,7 +189,7 @@ class _Servicer(drafter_pb2_grpc.DrafterServicer):
                     tasks.create_task(_write(stream, context)),
                 ]
                 async for command in request_iterator:
-                    self._carry_out(stream, command)
+                    carry_out(stream, command, self._hosted)
                 for task in others:
                     task.cancel()
         except ExceptionGroup as errors:
@@ -197,30 +198,6 @@ class _Servicer(drafter_pb2_grpc.DrafterServicer):
         finally:
             for each in self._hosted.values():
                 each.close(stream)
-
-    def _carry_out(self, stream: Stream, command: drafter_pb2.DrafterCommand) -> None:
-        kind = command.WhichOneof("command")
-        if kind == "orders":
-            for order in command.orders.orders:
-                hosted = self._hosted.get(order.drafter)
-                if hosted is not None and hosted.is_ready:
-                    hosted.order(stream, order)
-                else:
-                    ready = (name for name, each in self._hosted.items() if each.is_ready)
-                    _log.warning("an order for %r: ready on this worker are %s", order.drafter, ", ".join(ready))
-                    stream.send(_nothing(order))
-        elif kind == "release":
-            hosted = self._hosted.get(command.release.drafter)
-            if hosted is not None:
-                hosted.release(stream, command.release.ref)
-        else:
-            _log.warning("a command of an unknown kind is left out; is the scheduler newer than this drafter?")
-
-
-def _nothing(order: drafter_pb2.DraftOrder) -> drafter_pb2.Growths:
-    """The answer to an order that will never bring a node."""
-    growth = drafter_pb2.Growth(ref=order.ref, committed_len=order.committed_len, is_done=True)
-    return drafter_pb2.Growths(drafter=order.drafter, growths=[growth])
 
 
 async def _write(stream: Stream, context: _Streaming) -> None:

@@ -46,79 +46,45 @@ class TokenizerTaken(_message.Message):
     def __init__(self) -> None: ...
 
 class DrafterCommand(_message.Message):
-    __slots__ = ("orders", "release")
+    __slots__ = ("released", "orders")
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
     ORDERS_FIELD_NUMBER: _ClassVar[int]
-    RELEASE_FIELD_NUMBER: _ClassVar[int]
-    orders: DraftOrders
-    release: DraftRelease
-    def __init__(self, orders: _Optional[_Union[DraftOrders, _Mapping]] = ..., release: _Optional[_Union[DraftRelease, _Mapping]] = ...) -> None: ...
-
-class DraftOrders(_message.Message):
-    __slots__ = ("orders",)
-    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    released: _containers.RepeatedScalarFieldContainer[int]
     orders: _containers.RepeatedCompositeFieldContainer[DraftOrder]
-    def __init__(self, orders: _Optional[_Iterable[_Union[DraftOrder, _Mapping]]] = ...) -> None: ...
+    def __init__(self, released: _Optional[_Iterable[int]] = ..., orders: _Optional[_Iterable[_Union[DraftOrder, _Mapping]]] = ...) -> None: ...
 
 class DraftOrder(_message.Message):
-    __slots__ = ("ref", "drafter", "committed_len", "open", "tokens", "max_nodes", "min_survival")
-    REF_FIELD_NUMBER: _ClassVar[int]
-    DRAFTER_FIELD_NUMBER: _ClassVar[int]
-    COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("draft", "open", "tokens", "max_nodes", "min_survival")
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_NODES_FIELD_NUMBER: _ClassVar[int]
     MIN_SURVIVAL_FIELD_NUMBER: _ClassVar[int]
-    ref: _worker_pb2.RequestRef
-    drafter: str
-    committed_len: int
-    open: _worker_pb2.OpenRequest
-    tokens: _worker_pb2.TokenSpan
+    draft: int
+    open: DraftOpening
+    tokens: _containers.RepeatedScalarFieldContainer[int]
     max_nodes: int
-    min_survival: float
-    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., drafter: _Optional[str] = ..., committed_len: _Optional[int] = ..., open: _Optional[_Union[_worker_pb2.OpenRequest, _Mapping]] = ..., tokens: _Optional[_Union[_worker_pb2.TokenSpan, _Mapping]] = ..., max_nodes: _Optional[int] = ..., min_survival: _Optional[float] = ...) -> None: ...
+    min_survival: int
+    def __init__(self, draft: _Optional[int] = ..., open: _Optional[_Union[DraftOpening, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ..., max_nodes: _Optional[int] = ..., min_survival: _Optional[int] = ...) -> None: ...
 
-class DraftRelease(_message.Message):
-    __slots__ = ("ref", "drafter")
+class DraftOpening(_message.Message):
+    __slots__ = ("ref", "drafter", "request")
     REF_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
     ref: _worker_pb2.RequestRef
     drafter: str
-    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., drafter: _Optional[str] = ...) -> None: ...
+    request: _worker_pb2.OpenRequest
+    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., drafter: _Optional[str] = ..., request: _Optional[_Union[_worker_pb2.OpenRequest, _Mapping]] = ...) -> None: ...
 
 class DrafterReport(_message.Message):
-    __slots__ = ("growths",)
+    __slots__ = ("growths", "laws", "missing", "released")
     GROWTHS_FIELD_NUMBER: _ClassVar[int]
-    growths: Growths
-    def __init__(self, growths: _Optional[_Union[Growths, _Mapping]] = ...) -> None: ...
-
-class Growths(_message.Message):
-    __slots__ = ("growths", "step_ms", "drafter")
-    GROWTHS_FIELD_NUMBER: _ClassVar[int]
-    STEP_MS_FIELD_NUMBER: _ClassVar[int]
-    DRAFTER_FIELD_NUMBER: _ClassVar[int]
-    growths: _containers.RepeatedCompositeFieldContainer[Growth]
-    step_ms: float
-    drafter: str
-    def __init__(self, growths: _Optional[_Iterable[_Union[Growth, _Mapping]]] = ..., step_ms: _Optional[float] = ..., drafter: _Optional[str] = ...) -> None: ...
-
-class Growth(_message.Message):
-    __slots__ = ("ref", "committed_len", "first_node", "tokens", "distances", "scores", "is_done", "is_prefix_missing", "laws")
-    REF_FIELD_NUMBER: _ClassVar[int]
-    COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
-    FIRST_NODE_FIELD_NUMBER: _ClassVar[int]
-    TOKENS_FIELD_NUMBER: _ClassVar[int]
-    DISTANCES_FIELD_NUMBER: _ClassVar[int]
-    SCORES_FIELD_NUMBER: _ClassVar[int]
-    IS_DONE_FIELD_NUMBER: _ClassVar[int]
-    IS_PREFIX_MISSING_FIELD_NUMBER: _ClassVar[int]
     LAWS_FIELD_NUMBER: _ClassVar[int]
-    ref: _worker_pb2.RequestRef
-    committed_len: int
-    first_node: int
-    tokens: _containers.RepeatedScalarFieldContainer[int]
-    distances: _containers.RepeatedScalarFieldContainer[int]
-    scores: bytes
-    is_done: bool
-    is_prefix_missing: bool
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    growths: _containers.RepeatedScalarFieldContainer[int]
     laws: _worker_pb2.SparseLaws
-    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., committed_len: _Optional[int] = ..., first_node: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., distances: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., is_done: _Optional[bool] = ..., is_prefix_missing: _Optional[bool] = ..., laws: _Optional[_Union[_worker_pb2.SparseLaws, _Mapping]] = ...) -> None: ...
+    missing: _containers.RepeatedScalarFieldContainer[int]
+    released: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, growths: _Optional[_Iterable[int]] = ..., laws: _Optional[_Union[_worker_pb2.SparseLaws, _Mapping]] = ..., missing: _Optional[_Iterable[int]] = ..., released: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -3,9 +3,15 @@
 isort:skip_file
 Internal: a scheduler and a drafter worker.
 
-A drafter is told of committed tokens and orders; it streams nodes as it finds them. Each request has one tree in
-an epoch, and its nodes are sent once: what survives a verdict is on both sides already. Nodes are numbered 1, 2, …
-within (request, epoch, drafter) in the order of sending, so that a later node can name an earlier one as its
+A drafter is told of committed tokens and orders; it streams nodes as it finds them. What travels at every verdict is
+a few bytes: a stream is in order and loses nothing, so what one side has said once, both know.
+
+Drafts. A draft is what one drafter keeps for one request in one epoch. The order that opens it gives it a number on
+this stream, which stands for all three from then on; 0 is one too. A number is used again only after its draft was
+released and the worker has said so: nothing that comes later speaks of the old draft.
+
+Nodes. Each draft has one tree, and its nodes are sent once: what survives a verdict is on both sides already. They
+are numbered 1, 2, … within the draft in the order of sending, so that a later node can name an earlier one as its
 parent. A growth that a verdict has overtaken is as good as any: its nodes are where their numbers say.
 """
 

@@ -13,7 +13,7 @@ from cluster.supervise import Part
 from tests.cluster.conftest import TIMEOUT_S
 from tests.ports import free_address
 
-_COMMON = {"object_store_memory": 80 * 2**20, "include_dashboard": False}  # Ray's least
+COMMON = {"object_store_memory": 80 * 2**20, "include_dashboard": False}  # Ray's least
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -53,7 +53,7 @@ class RayNodes:
         """Another node, on its own address, with room for one worker of a pool. Returns when the others know it."""
         self._last_host += 1
         node_args = {"num_cpus": 1, "resources": {pool: 1}, "node_ip_address": f"127.0.0.{self._last_host}"}
-        node = await self._thread.run(lambda: self._cluster.add_node(**_COMMON, **node_args))
+        node = await self._thread.run(lambda: self._cluster.add_node(**COMMON, **node_args))
         self._pools[pool].append(node)
         return node
 
@@ -116,7 +116,7 @@ class RayNodes:
         from ray.cluster_utils import Cluster
 
         port = int(free_address().rpartition(":")[2])
-        head = {"num_cpus": 0, "gcs_server_port": port, **_COMMON}
+        head = {"num_cpus": 0, "gcs_server_port": port, **COMMON}
         self._cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
 
 
