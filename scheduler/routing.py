@@ -5,10 +5,10 @@ prompts to be computed, its own among them but for what the group has computed b
 
     V(n + 1 + c) - V(n + 1)  +  t · V(n + 1)
 
-for an answer of t tokens: so a prefix that is there draws a request as much as it saves, and rows that run there drive
-it away as much as they slow it down. V is the one of the group that is there for longest, whose passes are known best:
-one that has not run any yet would else look slow, or fast, and never be tried, or be flooded. A group that is slower in
-fact keeps its requests for longer, and so gets fewer new ones.
+for an answer of t tokens, each row counted with as many nodes as usual: so a prefix that is there draws a request as
+much as it saves, and rows that run there drive it away as much as they slow it down. V is the one of the group that is
+there for longest, whose passes are known best: one that has not run any yet would else look slow, or fast, and never be
+tried, or be flooded. A group that is slower in fact keeps its requests for longer, and so gets fewer new ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scheduler.preemption import who_gives_way
 from scheduler.request import Request
 from scheduler.target_group import Load, TargetGroup
 
-PassSeconds = Callable[[int, int], float]  # V, by tokens and the context behind them
+PassSeconds = Callable[[int, int, int], float]  # V, by rows that choose, prompt tokens, and the context behind them
 
 MAX_EXPECTED_TOKENS = 256  # of an answer: most end before they must
 
@@ -51,6 +51,6 @@ def _order(request: Request, group: TargetGroup, pass_s: PassSeconds) -> tuple[f
 
 def expected_s(load: Load, num_missing: int, num_tokens: int, pass_s: PassSeconds) -> float:
     """Until an answer of so many tokens is complete, with so many to be computed before it."""
-    row_s = pass_s(load.num_rows + 1, load.context_len)
-    num_prompt_tokens = load.num_prompt_tokens + num_missing
-    return pass_s(load.num_rows + 1 + num_prompt_tokens, load.context_len) - row_s + num_tokens * row_s
+    num_rows, num_prompt_tokens = load.num_rows + 1, load.num_prompt_tokens + num_missing
+    row_s = pass_s(num_rows, 0, load.context_len)
+    return pass_s(num_rows, num_prompt_tokens, load.context_len) - row_s + num_tokens * row_s

@@ -44,8 +44,8 @@ class Patience:
     def for_another(self) -> Patience:
         return Patience(self._draft_wait_s)
 
-    def pass_s(self, num_tokens: int, context_len: int) -> float:
-        return self._time.never_falling(num_tokens, context_len)
+    def pass_s(self, num_rows: int, num_prompt_tokens: int, context_len: int) -> float:
+        return self._time.never_falling(num_rows + num_prompt_tokens, context_len)
 
     def note_rows(self, num_rows: int, now_s: float) -> None:
         pass

@@ -102,8 +102,9 @@ class Policy(Protocol):
     def for_another(self) -> Policy:
         """The same for one more target group: what is learned of drafters is shared, what of targets is not."""
 
-    def pass_s(self, num_tokens: int, context_len: int) -> float:
-        """What a pass over so many tokens, behind so many, takes the target group; no less than one over fewer."""
+    def pass_s(self, num_rows: int, num_prompt_tokens: int, context_len: int) -> float:
+        """What a pass takes the target group: of so many rows that choose, with as many nodes as usual, and so much of
+        prompts, behind so many tokens. No less than one over fewer."""
 
     def note_rows(self, num_rows: int, now_s: float) -> None:
         """So many requests run in the whole cell."""

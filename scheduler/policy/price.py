@@ -184,7 +184,8 @@ class Price:
     def for_another(self) -> Price:
         return Price(self._drafters)
 
-    def pass_s(self, num_tokens: int, context_len: int) -> float:
+    def pass_s(self, num_rows: int, num_prompt_tokens: int, context_len: int) -> float:
+        num_tokens = round(num_rows * (1 + self._nodes_per_row)) + num_prompt_tokens
         return self._time.never_falling(num_tokens, context_len)
 
     def note_rows(self, num_rows: int, now_s: float) -> None:

@@ -124,7 +124,10 @@ def test_nobody_gives_way_where_another_group_has_room_and_else_as_few_as_can_be
 )
 def test_more_of_anything_never_ends_sooner(load: Load, num_missing: int, num_tokens: int) -> None:
     def seconds(load: Load, num_missing: int, num_tokens: int) -> float:
-        return expected_s(load, num_missing, num_tokens, lambda tokens, context: 0.01 + 0.001 * tokens + 1e-5 * context)
+        def pass_s(num_rows: int, num_prompt_tokens: int, context_len: int) -> float:
+            return 0.01 + 0.002 * num_rows + 0.001 * num_prompt_tokens + 1e-5 * context_len
+
+        return expected_s(load, num_missing, num_tokens, pass_s)
 
     base = seconds(load, num_missing, num_tokens)
     for more in (

@@ -61,8 +61,8 @@ class Fixed:
     def for_another(self) -> Fixed:
         return Fixed(self._num_nodes, waits=self._waits, num_groups=self._num_groups)
 
-    def pass_s(self, num_tokens: int, context_len: int) -> float:
-        return self._time.never_falling(num_tokens, context_len)
+    def pass_s(self, num_rows: int, num_prompt_tokens: int, context_len: int) -> float:
+        return self._time.never_falling(num_rows + num_prompt_tokens, context_len)
 
     def note_rows(self, num_rows: int, now_s: float) -> None:
         pass
