@@ -18,6 +18,7 @@ import grpc.aio
 from outrider.packing import pack_i32, unpack_i32
 from outrider.rpc import server_options
 from outrider.scores import NUM_STEPS, step_of
+from outrider.tree import below
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2, target_pb2_grpc, worker_pb2
 
 NAME = "null"
@@ -44,6 +45,7 @@ class NullTarget(target_pb2_grpc.TargetServicer):
         self.gaps_s: list[float] = []
         self.num_tokens = 0  # that it chose
         self._answered_s: float | None = None
+        self._known: dict[int, int] = {}  # tokens of each request
 
     async def Describe(self, request: Any, context: Any) -> target_pb2.TargetDescription:  # noqa: N802 - gRPC's name
         sizes = (1, 64, 256, 1024, 8192)
@@ -74,26 +76,35 @@ class NullTarget(target_pb2_grpc.TargetServicer):
                 result = target_pb2.PassResult(pass_id=asked.pass_id, rows=rows, num_free_kv_blocks=1 << 24)
                 await context.write(target_pb2.TargetReport(pass_result=result))
                 self._answered_s = time.perf_counter()
+            else:
+                self._known.pop(command.release.request, None)
 
     def _choose(self, row: target_pb2.Row) -> target_pb2.RowResult:
+        committed_len = row.committed_len
         known_len = row.tokens.start + len(row.tokens.ids) // 4
-        if known_len < row.committed_len:
-            return _ok(row, [], known_len)
-        chosen = [token_at(row.committed_len)]
+        if row.is_ahead:
+            committed_len = known_len = max(known_len, self._known.get(row.ref.request, 0))
+        self._known[row.ref.request] = known_len
+        if known_len < committed_len:
+            return _ok(row, committed_len, [], known_len)
+        path = [token_at(place) for place in range(row.committed_len, committed_len)]
+        tokens, parents = unpack_i32(row.node_tokens), unpack_i32(row.node_parents)
+        left, parents = below(path, tokens, parents)
+        chosen = [token_at(committed_len)]
         here = -1
-        nodes = zip(unpack_i32(row.node_tokens), unpack_i32(row.node_parents), strict=True)
-        for node, (token, parent) in enumerate(nodes):
-            if parent == here and token == chosen[-1]:
-                here = node
-                chosen.append(token_at(row.committed_len + len(chosen)))
+        for place, (node, parent) in enumerate(zip(left, parents, strict=True)):
+            if parent == here and tokens[node] == chosen[-1]:
+                here = place
+                chosen.append(token_at(committed_len + len(chosen)))
         self.num_tokens += len(chosen)
-        return _ok(row, chosen, row.committed_len + len(chosen))
+        self._known[row.ref.request] = committed_len + len(chosen)
+        return _ok(row, committed_len, chosen, committed_len + len(chosen))
 
 
-def _ok(row: target_pb2.Row, tokens: Sequence[int], known_len: int) -> target_pb2.RowResult:
+def _ok(row: target_pb2.Row, committed_len: int, tokens: Sequence[int], known_len: int) -> target_pb2.RowResult:
     return target_pb2.RowResult(
         ref=row.ref,
-        committed_len=row.committed_len,
+        committed_len=committed_len,
         status=target_pb2.ROW_STATUS_OK,
         tokens=pack_i32(tokens),
         known_len=known_len,

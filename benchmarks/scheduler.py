@@ -92,7 +92,7 @@ def decisions_ms(num_rows: int, num_nodes: int, rounds: int) -> tuple[float, flo
             request.tree.version += 1
         for times in (changed, unchanged):
             started = time.perf_counter()
-            policy.plan(requests, [], FACTS, 0.0)
+            policy.plan(requests, [], [], FACTS, 0.0)
             times.append(1000 * (time.perf_counter() - started))
     return median(unchanged), median(changed)
 

@@ -57,7 +57,7 @@ from scheduler.policy.patience import Patience
 from scheduler.policy.policy import Policy
 from scheduler.policy.price import Price
 from scheduler.policy.worth import Lack, Worth
-from scheduler.request import DrafterHealth, Request, TargetView
+from scheduler.request import DrafterHealth, Request, SentRow, TargetView
 from scheduler.routing import choose
 from scheduler.target_groups import TargetGroups
 from scheduler.totals import Totals
@@ -324,7 +324,7 @@ class Core:
             self._put_back(request)
 
     def _reopen_on_target(self, request: Request) -> None:
-        request.pass_id = None
+        request.sent = []
         request.target = TargetView(next(self._epochs), request.target.group)
         request.stats.num_cached_prompt_tokens = 0  # its prompt is looked for anew
 
@@ -338,27 +338,38 @@ class Core:
 
     def _finish_pass(self, done: PassDone, now_s: float) -> None:
         group = self.groups.get(done.target)
-        sent = group.take_answer(done, now_s) if group is not None else None
+        sent = group.find_pass(done.pass_id) if group is not None else None
         if group is None or sent is None:
             return
+        if sent is not group.in_flight[0]:
+            reason = f"pass {sent.pass_id} was answered before pass {group.in_flight[0].pass_id}"
+            self._commands.append(ResetTarget(reason, group.address))
+            self._lose_group(group.address)
+            self._rehouse()
+            return
+        group.take_answer(sent, done, now_s)
         outcomes = {outcome.request: outcome for outcome in done.outcomes}
         self.totals.num_passes += 1
         self.totals.busy_s += done.pass_s
         self.totals.bubble_s += done.idle_s if group.had_work else 0.0
         for number in sent.requests:
             request = self._running.get(number)
-            if request is None or request.pass_id != sent.pass_id:
+            row = request.take_sent(sent.pass_id) if request is not None else None
+            if request is None or row is None:
                 continue  # cancelled, past its deadline, or on another group, while the pass ran
-            request.pass_id = None
-            self._take_outcome(request, outcomes.get(number), now_s)
+            self._take_outcome(request, row, outcomes.get(number), now_s)
         group.had_work = bool(group.running)
 
-    def _take_outcome(self, request: Request, outcome: RowOutcome | None, now_s: float) -> None:
+    def _take_outcome(self, request: Request, row: SentRow, outcome: RowOutcome | None, now_s: float) -> None:
         if outcome is None:
             self._fail(request, InternalError("the target's answer lacks the row of this request"), now_s)
             return
         if outcome.epoch != request.target.epoch or outcome.committed_len != request.committed_len:
+            if request.sent:  # ahead of a verdict that is lost: what it comes to would follow nobody knows what
+                self._reopen_on_target(request)
             return
+        if row.is_ahead and outcome.status != "ok":
+            return  # what it was ahead of may have come out otherwise than it could; the next row is not
         match outcome.status:
             case "ok":
                 request.num_unanswered, request.refused_since_s, request.not_before_s = 0, None, float("-inf")
@@ -366,7 +377,7 @@ class Core:
                 num_cached = request.stats.num_cached_prompt_tokens + outcome.num_cached_tokens
                 request.stats.num_cached_prompt_tokens = min(num_cached, len(request.new.prompt))
                 if outcome.tokens:
-                    self._commit(request, outcome, now_s)
+                    self._commit(request, row, outcome, now_s)
             case "prefix_missing" if request.target.known_len > 0:
                 self._reopen_on_target(request)
             case "prefix_missing":
@@ -390,7 +401,7 @@ class Core:
         else:
             request.not_before_s = now_s + NO_CAPACITY_PAUSE_S
 
-    def _commit(self, request: Request, outcome: RowOutcome, now_s: float) -> None:
+    def _commit(self, request: Request, row: SentRow, outcome: RowOutcome, now_s: float) -> None:
         if request.stats.first_token_s is None:
             request.stats.first_token_s = now_s
             group = self.groups.get(request.target.group)
@@ -409,7 +420,7 @@ class Core:
         if request.new.opening.acceptance_rule != ACCEPTANCE_RULE_TYPICAL:
             self._drafting.survival.learn(request.tree, outcome.tokens, request.new.guesses)
             self._drafting.note_verdict(request, outcome.tokens[0])
-        commit = request.commit(outcome.tokens)
+        commit = request.commit(outcome.tokens, row.nodes)
         self._waitlist.note_served(request, len(commit.tokens))
         logprobs: Sequence[TokenLogprobs | None] = outcome.logprobs[: len(commit.tokens)]
         if not wants_logprobs:

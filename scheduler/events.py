@@ -220,6 +220,7 @@ class PlannedRow:
     node_tokens: Sequence[int]
     node_parents: Sequence[int]
     laws: Sequence[DraftLaw | None] = ()  # of the nodes; empty: none was drawn
+    is_ahead: bool = False  # of the verdict on the request's row in the pass before
 
 
 @dataclass(frozen=True, slots=True)

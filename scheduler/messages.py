@@ -61,6 +61,7 @@ def _row(row: PlannedRow) -> target_pb2.Row:
         node_tokens=pack_i32(row.node_tokens),
         node_parents=pack_i32(row.node_parents),
         laws=pack_laws(row.laws),
+        is_ahead=row.is_ahead,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,29 @@ class DrafterView:
 
 
 @dataclass(frozen=True, slots=True)
+class SentRow:
+    """A request's row in a pass that has not been answered."""
+
+    pass_id: int
+    nodes: Sequence[Node]  # of one that is ahead, those that the verdicts since have left
+    known_len: int  # committed tokens that the target knows with it, but for those that it chooses
+    most_chosen: int  # tokens that it can come to at most; 0 of a prompt chunk
+    is_ahead: bool  # of the verdict on the row before
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Nodes that may go into a pass, the likeliest first, parents before children."""
+
+    nodes: Sequence[Node]
+    survivals: NDArray[np.float64]  # [num_nodes]
+    shares: NDArray[np.float64]  # [num_nodes]: how likely each is to be computed
+
+
+NO_CANDIDATES = Candidates((), np.empty(0), np.empty(0))
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What a walk added to a request."""
 
@@ -94,11 +117,10 @@ class Request:
         self.num_unanswered = 0  # passes in a row that the target did not answer in time
         self.refused_since_s: float | None = None  # the target has no blocks for it since then
         self.not_before_s = float("-inf")  # its next row waits until then
-        self.pass_id: int | None = None  # that its row is in
+        self.sent: list[SentRow] = []  # one, and perhaps one that is ahead of the first one's verdict
         self.is_paid_for = False  # what its class was due pays for it: it is not preempted
         self.num_passed_over = 0  # passes in a row that went without its prompt
-        self.num_nodes_sent = 0  # in its newest row
-        self._candidates: tuple[int, Sequence[Node], NDArray[np.float64]] | None = None  # of a version of the tree
+        self._candidates: tuple[int, Candidates] | None = None  # of a version of the tree
 
     @property
     def number(self) -> int:
@@ -121,7 +143,7 @@ class Request:
         """No worker has it any more: it can be opened anew, from its tokens."""
         self.tree.clear()
         self.target, self.drafters, self.assigned = TargetView(), {}, 0
-        self.refused_since_s, self.not_before_s, self.pass_id = None, float("-inf"), None
+        self.refused_since_s, self.not_before_s, self.sent = None, float("-inf"), []
         self.stats.num_cached_prompt_tokens = 0  # its prompt is looked for anew
 
     def blocks_reserved(self, block_size: int) -> int:
@@ -132,28 +154,77 @@ class Request:
         longest = len(self.new.prompt) + self.new.max_tokens + self.new.max_nodes
         return -(-longest // block_size) + 1
 
-    def candidates(self) -> tuple[Sequence[Node], NDArray[np.float64]]:
-        """The nodes that may go into a pass with their survivals, [num_nodes] each: the likeliest first, parents before
-        children.
+    @property
+    def known_len(self) -> int:
+        """Committed tokens that the target knows, or will with the row that was sent; what it will choose left out."""
+        return self.sent[-1].known_len if self.sent else self.target.known_len
+
+    @property
+    def may_go_ahead(self) -> bool:
+        """Whether another row may follow the one that was sent before its verdict: that one can't end the answer."""
+        return len(self.sent) == 1 and self.num_completion_tokens + self.sent[0].most_chosen < self.new.max_tokens
+
+    def candidates(self) -> Candidates:
+        """Of the next row.
 
         The last token of an answer is the target's own, so a node that deep could never be committed. Nodes that were
         drawn keep their order, whatever their tokens are: anything else would bend the law of the answer.
         """
         if self._candidates is None or self._candidates[0] != self.tree.version:
-            last_depth = self.new.max_tokens - self.num_completion_tokens - 1
             ranked = self.tree.in_order() if self.new.is_drawn_for else self.tree.ranked()
-            within = [entry for entry in ranked if entry[1].depth <= last_depth][: self.new.max_nodes]
+            within = [entry for entry in ranked if entry[1].depth <= self._last_depth][: self.new.max_nodes]
             survivals = np.array([survival for survival, _ in within], dtype=np.float64)
             if self.new.is_drawn_for:
                 survivals = np.minimum.accumulate(survivals)
-            self._candidates = self.tree.version, [node for _, node in within], survivals
-        return self._candidates[1:]
+            found = Candidates([node for _, node in within], survivals, np.ones(len(within)))
+            self._candidates = self.tree.version, found
+        return self._candidates[1]
 
-    def commit(self, walked: Sequence[int]) -> Commit:
+    def candidates_ahead(self) -> Candidates:
+        """Of a row that is ahead of the verdict on the one that was sent.
+
+        That one ends with a token of the target's own, which is the root of this one. Where it is in the tree, outside
+        of what was sent, what lies below it is left: so often those nodes are computed, and the likeliest of them
+        are those that are chosen most often when they are.
+        """
+        if self.new.is_drawn_for or not self.sent[-1].most_chosen:
+            return NO_CANDIDATES
+        sent = set(self.sent[-1].nodes)
+        roots: dict[Node, float] = {}  # of a node outside of what was sent: the survival of the first one on its path
+        below: list[tuple[float, float, Node]] = []
+        for survival, node in self.tree.ranked():
+            if node in sent or node.depth > self._last_depth:
+                continue
+            root = roots.get(node.parent) if node.parent is not None else None
+            roots[node] = survival if root is None else root
+            if root is not None:
+                below.append((survival, root, node))
+        below.sort(key=lambda entry: -entry[0] / entry[1])  # stable: parents stay before children
+        del below[self.new.max_nodes :]
+        values = np.array([entry[:2] for entry in below], dtype=np.float64).reshape(-1, 2)
+        return Candidates([node for _, _, node in below], values[:, 0], values[:, 1])
+
+    @property
+    def _last_depth(self) -> int:
+        return self.new.max_tokens - self.num_completion_tokens - 1
+
+    def note_sent(self, row: SentRow) -> None:
+        self.sent.append(row)
+        if not row.is_ahead:
+            self.stats.num_drafted_nodes += len(row.nodes)
+
+    def take_sent(self, pass_id: int) -> SentRow | None:
+        """The row in this pass, which has been answered."""
+        row = next((row for row in self.sent if row.pass_id == pass_id), None)
+        if row is not None:
+            self.sent.remove(row)
+        return row
+
+    def commit(self, walked: Sequence[int], nodes: Sequence[Node]) -> Commit:
         """Append a walk's tokens, the accepted ones and then the target's own, up to the request's end.
 
-        The tree's root moves along. Tokens after an end token, a stop token or the last allowed token
-        are dropped: decoding one token at a time would never have come to them.
+        `nodes`: those that it walked among. The tree's root moves along. Tokens after an end token, a stop token or the
+        last allowed token are dropped: decoding one token at a time would never have come to them.
         """
         kept: list[int] = []
         reason: FinishReason | None = None
@@ -170,9 +241,10 @@ class Request:
                 break
         num_accepted = min(len(kept), len(walked) - 1)
         self.stats.num_generated_tokens += len(kept)
-        self._count(kept[:num_accepted])
+        self._count(kept[:num_accepted], len(nodes))
         self._move_root(kept)
         self.tokens.extend(kept)
+        self.sent = [self._left_of(row) for row in self.sent]
         sources: list[TokenSource] = ["draft" if i < num_accepted else "target" for i in range(len(kept))]
         return Commit(kept, sources, reason, end_token_id)
 
@@ -196,10 +268,16 @@ class Request:
             self.stats.num_hits += 1
             self.stats.hit_depth += max(node.depth for node in self.tree)
 
-    def _count(self, accepted: Sequence[int]) -> None:
+    def _left_of(self, row: SentRow) -> SentRow:
+        """A row that was sent ahead, once what it was ahead of is known."""
+        left = [node for node in row.nodes if self.tree.holds(node)]
+        self.stats.num_drafted_nodes += len(left)
+        return replace(row, nodes=left, known_len=self.committed_len)
+
+    def _count(self, accepted: Sequence[int], num_nodes: int) -> None:
         self.stats.num_passes += 1
-        self.stats.num_drafts += self.num_nodes_sent > 0
-        self.stats.num_verified_nodes += self.num_nodes_sent
+        self.stats.num_drafts += num_nodes > 0
+        self.stats.num_verified_nodes += num_nodes
         self.stats.num_accepted_tokens += len(accepted)
         if accepted:
             self.stats.num_accepted[len(accepted)] += 1

@@ -5,11 +5,11 @@ Part of the core: no I/O. All of it is gone when the group is lost, but for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from scheduler.events import PassDone, SendPass, TargetFacts
-from scheduler.policy.policy import Base, PassInFlight, PassReport, Policy, context_of, num_tokens_of
+from scheduler.policy.policy import PassInFlight, PassReport, Plan, Policy
 from scheduler.preemption import Capacity
 from scheduler.prefixes import Prefixes
 from scheduler.request import Request, TargetView
@@ -92,52 +92,54 @@ class TargetGroup:
         passes: list[SendPass] = []
         self._ask_again_s, self.asleep_until_s = None, float("inf")
         while len(self.in_flight) < MAX_PASSES_IN_FLIGHT:
-            waiting = [request for request in self.running.values() if request.pass_id is None]
+            waiting = [request for request in self.running.values() if not request.sent]
             free = [request for request in waiting if request.not_before_s <= now_s]
-            plan = self.policy.plan(free, self.in_flight, self.facts, now_s)
+            plan = self.policy.plan(free, self._may_go_ahead(), self.in_flight, self.facts, now_s)
             if not plan.rows:
                 paused = [request.not_before_s for request in waiting if request.not_before_s > now_s]
                 again_s = paused if plan.again_s is None else [*paused, plan.again_s]
                 self._ask_again_s = min(again_s, default=None)
                 self.asleep_until_s = float("-inf") if plan.waits_for_drafts else min(again_s, default=float("inf"))
                 break
-            passes.append(self._pass_of(plan.rows, next(pass_ids), now_s))
+            passes.append(self._pass_of(plan, next(pass_ids), now_s))
             for request in free:
-                request.num_passed_over = 0 if request.pass_id is not None else request.num_passed_over + 1
+                request.num_passed_over = 0 if request.sent else request.num_passed_over + 1
         return passes
 
-    def _pass_of(self, bases: Sequence[Base], pass_id: int, now_s: float) -> SendPass:
-        rows = [base.planned() for base in bases]
-        for row in rows:
-            request = self.running[row.request]
-            request.pass_id = pass_id
-            request.num_nodes_sent = len(row.node_tokens)
-            request.stats.num_drafted_nodes += request.num_nodes_sent
+    def _may_go_ahead(self) -> list[Request]:
+        """Those in the pass that runs which may be in the next one too, before its verdict."""
+        if len(self.in_flight) != 1:
+            return []
+        rows = (self.running.get(number) for number in self.in_flight[0].requests)
+        return [request for request in rows if request is not None and request.may_go_ahead]
+
+    def _pass_of(self, plan: Plan, pass_id: int, now_s: float) -> SendPass:
+        rows = [row.planned() for row in plan.rows]
         sent = PassInFlight(
             pass_id=pass_id,
             requests=[row.request for row in rows],
-            num_tokens=num_tokens_of(rows),
-            context_len=context_of(rows),
+            num_tokens=plan.num_tokens,
+            context_len=plan.context_len,
             sent_s=now_s,
             deadline_s=now_s + self._pass_timeout_s,
-            expected_s=self.policy.expected_s(rows, self.in_flight, now_s),
+            expected_s=self.policy.expected_s(plan, self.in_flight, now_s),
             free_since_s=None if self.in_flight else self._answered_s,
         )
+        for row in plan.rows:
+            row.request.note_sent(row.sent(pass_id))
         self.in_flight.append(sent)
         return SendPass(pass_id, rows, self.address)
 
-    def take_answer(self, done: PassDone, now_s: float) -> PassInFlight | None:
-        """The pass that this is the answer to; None: none that is in flight."""
-        sent = next((each for each in self.in_flight if each.pass_id == done.pass_id), None)
-        if sent is None:
-            return None
+    def find_pass(self, pass_id: int) -> PassInFlight | None:
+        return next((each for each in self.in_flight if each.pass_id == pass_id), None)
+
+    def take_answer(self, sent: PassInFlight, done: PassDone, now_s: float) -> None:
         self.in_flight.remove(sent)
         self.in_flight = [replace(each, deadline_s=now_s + self._pass_timeout_s) for each in self.in_flight]
         self._answered_s = now_s
         self.num_free_kv_blocks = done.num_free_kv_blocks
         self.policy.note_pass(sent, PassReport(done.pass_s, done.idle_s, done.num_tokens), now_s)
         self.wake()
-        return sent
 
     def hung(self, now_s: float) -> PassInFlight | None:
         """The pass whose answer is overdue."""

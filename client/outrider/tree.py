@@ -162,6 +162,35 @@ class DraftTree:
         self._num_nodes = 0
 
 
+def below(path: Sequence[int], tokens: Sequence[int], parents: Sequence[int]) -> tuple[list[int], list[int]]:
+    """What lies below the end of `path` in a tree that is given as lists: the nodes, and for each the place of its
+    parent among them, or ROOT. Nothing where the path leaves the tree."""
+    numbers = {edge: node for node, edge in enumerate(zip(parents, tokens, strict=True))}
+    end: int | None = ROOT
+    for token in path:
+        end = None if end is None else numbers.get((end, token))
+    if end is None:
+        return [], []
+    places = {end: ROOT}
+    left: list[int] = []
+    for node, parent in enumerate(parents):
+        if parent in places:
+            places[node] = len(left)
+            left.append(node)
+    return left, [places[parents[node]] for node in left]
+
+
+def with_ancestors(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes and all above them, parents first."""
+    found: dict[Node, None] = {}
+    for node in nodes:
+        path = [node]
+        while (parent := path[-1].parent) is not None and parent not in found:
+            path.append(parent)
+        found.update(dict.fromkeys(reversed(path)))
+    return list(found)
+
+
 def pack_nodes(nodes: Sequence[Node]) -> tuple[list[int], list[int]]:
     """The tokens and parents, [num_nodes] each, of a connected selection given parents first.
 

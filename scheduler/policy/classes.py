@@ -39,7 +39,7 @@ def within_pace(rows: Sequence[Base], seconds: NDArray[np.float64]) -> Sequence[
         return rows
     num_tokens = sum(row.num_tokens for row in kept)
     choosing = [row.request for row in kept if row.service_class == urgent and not row.is_chunk]
-    num_nodes = sum(len(request.candidates()[0]) for request in choosing)
+    num_nodes = sum(len(request.candidates().nodes) for request in choosing)
     longest = int(np.searchsorted(seconds, MAX_STRETCH * seconds[num_tokens], side="right")) - 1
     room = max(min(longest, len(seconds) - 1 - num_nodes) - num_tokens, 1)
     for row in rows:

@@ -54,13 +54,18 @@ class Pace:
         hidden_s = max(min(first, second) - self.turnaround_s, 0.0)
         together = whole + self.turnaround_s
         together += self._missing_s(together, 0.0)
-        in_turn = max(first + second, max(first, second) + self.turnaround_s)
+        in_turn = self.in_turn_s(one, other, pass_s)
         in_turn += self._missing_s(in_turn, hidden_s)
         if self._is_in_turn:
             self._is_in_turn = together * MIN_ADVANTAGE >= in_turn
         else:
             self._is_in_turn = in_turn * MIN_ADVANTAGE < together
         return self._is_in_turn
+
+    def in_turn_s(self, one: int, other: int, pass_s: Callable[[int], float]) -> float:
+        """Of a round of both, with all drafts."""
+        first, second = pass_s(one), pass_s(other)
+        return max(first + second, max(first, second) + self.turnaround_s)
 
     def _missing_s(self, round_s: float, hidden_s: float) -> float:
         """What missing drafts cost a round: they are waited for, or lost."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler.events import PlannedRow, TargetFacts
+from scheduler.events import TargetFacts
 from scheduler.policy.pass_time import PassTime
 from scheduler.policy.policy import Base, PassInFlight, PassReport, Plan, bases
 from scheduler.request import DrafterView, Request
@@ -24,7 +24,12 @@ class Patience:
         return 0.0
 
     def plan(
-        self, free: Sequence[Request], in_flight: Sequence[PassInFlight], facts: TargetFacts, now_s: float
+        self,
+        free: Sequence[Request],
+        ahead: Sequence[Request],
+        in_flight: Sequence[PassInFlight],
+        facts: TargetFacts,
+        now_s: float,
     ) -> Plan:
         if in_flight or not free:
             return Plan()
@@ -35,7 +40,7 @@ class Patience:
         take_nodes(rows, facts.max_pass_tokens)
         return Plan(rows)
 
-    def expected_s(self, rows: Sequence[PlannedRow], in_flight: Sequence[PassInFlight], now_s: float) -> float:
+    def expected_s(self, plan: Plan, in_flight: Sequence[PassInFlight], now_s: float) -> float:
         return now_s
 
     def note_target(self, facts: TargetFacts) -> None:
@@ -83,6 +88,6 @@ def take_nodes(rows: Sequence[Base], max_pass_tokens: int, max_nodes: int | None
     room = max_pass_tokens - sum(row.num_tokens for row in rows)
     for row in sorted(rows, key=lambda row: row.service_class):
         if not row.is_chunk:
-            row.nodes = row.request.candidates()[0][:max_nodes]
-            row.num_nodes = max(0, min(room, len(row.nodes)))
+            row.find_candidates()
+            row.num_nodes = max(0, min(room, len(row.candidates.nodes[:max_nodes])))
             room -= row.num_nodes

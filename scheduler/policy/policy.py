@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from outrider.tree import Node, pack_nodes
+from outrider.tree import Node, pack_nodes, with_ancestors
 from outrider.v1.inference_pb2 import ServiceClass
 from scheduler.events import PlannedRow, TargetFacts
-from scheduler.request import DrafterView, Request
+from scheduler.request import NO_CANDIDATES, Candidates, DrafterView, Request, SentRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,28 @@ class Base:
     tokens: list[int]
     num_tokens: int = field(init=False)  # a row whose tokens the target already knows still forwards its root
     is_chunk: bool = field(init=False)  # a part of a prompt: nothing is chosen behind it
-    num_nodes: int = 0  # that go with it
-    nodes: Sequence[Node] = ()  # that may go with it, the likeliest first
+    is_ahead: bool = field(init=False)  # of the verdict on the row that its request has already
+    num_nodes: int = 0  # of the candidates that go with it
+    candidates: Candidates = NO_CANDIDATES
 
     def __post_init__(self) -> None:
         self.num_tokens = max(len(self.tokens), 1)
         self.is_chunk = self.start + len(self.tokens) < self.request.committed_len
+        self.is_ahead = bool(self.request.sent)
+
+    @property
+    def num_expected_nodes(self) -> float:
+        """That will be computed: of a row that is ahead, those that its root's choice leaves."""
+        return float(self.candidates.shares[: self.num_nodes].sum())
+
+    @property
+    def gain(self) -> float:
+        """Tokens that the nodes are expected to bring."""
+        return float(self.candidates.survivals[: self.num_nodes].sum())
+
+    def find_candidates(self) -> None:
+        if not self.is_chunk:
+            self.candidates = self.request.candidates_ahead() if self.is_ahead else self.request.candidates()
 
     @property
     def service_class(self) -> ServiceClass:
@@ -60,8 +76,7 @@ class Base:
         return Base(self.request, self.start, self.tokens[:num_tokens])
 
     def planned(self) -> PlannedRow:
-        request = self.request
-        nodes = self.nodes[: self.num_nodes]
+        request, nodes = self.request, self._nodes()
         node_tokens, node_parents = pack_nodes(nodes)
         return PlannedRow(
             request=request.number,
@@ -73,7 +88,18 @@ class Base:
             node_tokens=node_tokens,
             node_parents=node_parents,
             laws=[node.law for node in nodes] if request.new.is_drawn_for else (),
+            is_ahead=self.is_ahead,
         )
+
+    def sent(self, pass_id: int) -> SentRow:
+        nodes, chosen_len = self._nodes(), 0 if self.is_chunk else 1
+        chosen_len += max((node.depth for node in nodes), default=0)
+        return SentRow(pass_id, nodes, self.start + len(self.tokens), chosen_len, self.is_ahead)
+
+    def _nodes(self) -> Sequence[Node]:
+        """Parents first; of a row that is ahead, with the paths to them."""
+        chosen = self.candidates.nodes[: self.num_nodes]
+        return with_ancestors(chosen) if self.is_ahead else chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +110,32 @@ class Plan:
     again_s: float | None = None
     waits_for_drafts: bool = False  # to be asked again as soon as nodes come, too
 
+    @property
+    def num_tokens(self) -> int:
+        """That are expected to take part in the forward."""
+        return round(sum(row.num_tokens + row.num_expected_nodes for row in self.rows))
+
+    @property
+    def context_len(self) -> int:
+        return mean_context(self.rows)
+
 
 class Policy(Protocol):
     """Of one target group. Asked whenever something has happened and a pass could be sent; told what was measured."""
 
     def plan(
-        self, free: Sequence[Request], in_flight: Sequence[PassInFlight], facts: TargetFacts, now_s: float
+        self,
+        free: Sequence[Request],
+        ahead: Sequence[Request],
+        in_flight: Sequence[PassInFlight],
+        facts: TargetFacts,
+        now_s: float,
     ) -> Plan:
-        """`free`: the running requests that are in no pass, in order of start."""
+        """`free`: the running requests that are in no pass, in order of start. `ahead`: those in the pass that runs
+        which may be in the next one too, before its verdict is here."""
 
-    def expected_s(self, rows: Sequence[PlannedRow], in_flight: Sequence[PassInFlight], now_s: float) -> float:
-        """When the answer to a pass of these rows, sent now, should be here."""
+    def expected_s(self, plan: Plan, in_flight: Sequence[PassInFlight], now_s: float) -> float:
+        """When the answer to a pass that is sent now should be here."""
 
     def note_target(self, facts: TargetFacts) -> None:
         """The target group is there: its profile."""
@@ -133,7 +174,7 @@ def bases(requests: Iterable[Request], max_pass_tokens: int) -> list[Base]:
     prompts: list[Request] = []
     room = max_pass_tokens
     for request in requests:
-        start = request.target.known_len
+        start = request.known_len
         if request.committed_len - start > 1:
             prompts.append(request)
         elif room > 0:
@@ -142,15 +183,12 @@ def bases(requests: Iterable[Request], max_pass_tokens: int) -> list[Base]:
     for request in sorted(prompts, key=lambda request: request.urgency):
         if room <= 0:
             break
-        start = request.target.known_len
+        start = request.known_len
         rows.append(Base(request, start, request.tokens[start : start + room]))
         room -= rows[-1].num_tokens
     return rows
 
 
-def num_tokens_of(rows: Sequence[PlannedRow]) -> int:
-    return sum(max(len(row.tokens), 1) + len(row.node_tokens) for row in rows)
-
-
-def context_of(rows: Sequence[PlannedRow]) -> int:
-    return sum(row.tokens_start for row in rows) // max(len(rows), 1)
+def mean_context(rows: Sequence[Base]) -> int:
+    """Tokens before a row's own."""
+    return sum(row.start for row in rows) // max(len(rows), 1)

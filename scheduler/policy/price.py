@@ -4,6 +4,7 @@ selection.py   which nodes go into a pass: those that are worth the time that th
 classes.py     what that means where rows of several service classes meet
 waiting.py     whether to wait for drafts that are on their way
 pace.py        whether all rows go together, or two groups take turns
+ahead.py       whether the next pass goes before the verdict on the one that runs
 pass_time.py   V(num_tokens), the time that all of this is counted in
 growth_curve.py  what may be expected of a drafter, and when
 supply.py      what drafters have been worth, for whoever wants more or fewer of them
@@ -18,13 +19,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.events import PlannedRow, TargetFacts
+from scheduler.events import TargetFacts
+from scheduler.policy.ahead import Ahead, Draft
 from scheduler.policy.classes import weights_of, within_pace
 from scheduler.policy.growth_curve import GrowthCurve
 from scheduler.policy.pace import Pace
 from scheduler.policy.pass_time import PassTime
-from scheduler.policy.policy import Base, PassInFlight, PassReport, Plan, bases, context_of, num_tokens_of
-from scheduler.policy.selection import select
+from scheduler.policy.policy import Base, PassInFlight, PassReport, Plan, bases, mean_context
+from scheduler.policy.selection import Selection, select
 from scheduler.policy.supply import Supply
 from scheduler.policy.waiting import Coming, wait_until_s
 from scheduler.policy.worth import Lack, Worth
@@ -49,6 +51,8 @@ class Price:
         self._time = PassTime([])
         self._pace = Pace()
         self._drafters = drafters or Drafters()
+        self._ahead = Ahead()
+        self._ready_since_s: float | None = None  # rows could have gone into a pass, and none was under way
         self._worth_verifying = MIN_FLOOR  # the survival of a node that is just worth its time
         self._nodes_per_row = 0.0  # that are verified, in the mean
         self._decoding = 0.0  # tokens a second, of passes without prompts
@@ -62,77 +66,142 @@ class Price:
     # ── the next pass ───────────────────────────────────────────────────────────────────────────────
 
     def plan(
-        self, free: Sequence[Request], in_flight: Sequence[PassInFlight], facts: TargetFacts, now_s: float
+        self,
+        free: Sequence[Request],
+        ahead: Sequence[Request],
+        in_flight: Sequence[PassInFlight],
+        facts: TargetFacts,
+        now_s: float,
     ) -> Plan:
-        if not free or len(in_flight) > 1:
+        if len(in_flight) > 1:
             return Plan()
-        rows = bases(free, facts.max_pass_tokens)
         if in_flight:
-            running = in_flight[0]
-            there = round(len(running.requests) * (1 + self._nodes_per_row))
-            if not self._takes_turns(there, self._size(rows), running.context_len):
-                return Plan()
-            at_s = self._pace.send_at_s(running.expected_s, self._time.seconds(running.num_tokens, running.context_len))
-            if now_s < at_s:
-                return Plan(again_s=at_s)
-        elif len(rows) > 1:
+            self._ready_since_s = None
+            return self._plan_second(free, ahead, in_flight[0], facts.max_pass_tokens, now_s)
+        if not free:
+            self._ready_since_s = None
+            return Plan()
+        if self._ready_since_s is None:
+            self._ready_since_s = now_s
+        rows = bases(free, facts.max_pass_tokens)
+        if len(rows) > 1:
             half = rows[::2]
             rest = self._size(rows) - self._size(half)
-            if self._takes_turns(self._size(half), rest, _context(rows)):
+            if self._takes_turns(self._size(half), rest, mean_context(rows)):
                 rows = half
         return self._plan_rows(rows, facts.max_pass_tokens, now_s)
 
+    def _plan_second(
+        self,
+        free: Sequence[Request],
+        ahead: Sequence[Request],
+        running: PassInFlight,
+        max_pass_tokens: int,
+        now_s: float,
+    ) -> Plan:
+        """Just before the answer to the pass that runs: its own rows once more, with all others, or the others."""
+        others = bases(free, max_pass_tokens)
+        there = round(len(running.requests) * (1 + self._nodes_per_row))
+        takes_turns = bool(others) and self._takes_turns(there, self._size(others), running.context_len)
+        if not takes_turns and not ahead:
+            return Plan()
+        at_s = self._pace.send_at_s(running.expected_s, self._time.seconds(running.num_tokens, running.context_len))
+        if now_s < at_s:
+            return Plan(again_s=at_s)
+        plan = self._plan_ahead(bases([*free, *ahead], max_pass_tokens), takes_turns, max_pass_tokens)
+        if plan is None:
+            return self._plan_rows(others, max_pass_tokens, now_s) if takes_turns else Plan()
+        return plan
+
     def _plan_rows(self, rows: Sequence[Base], max_pass_tokens: int, now_s: float) -> Plan:
         """The rows with the nodes that are worth it, or a time to wait for more of them."""
-        seconds = self._time.curve(max_pass_tokens, _context(rows))
+        seconds = self._time.curve(max_pass_tokens, mean_context(rows))
         rows = within_pace(rows, seconds)
         num_tokens = sum(row.num_tokens for row in rows)
         num_choosing = sum(not row.is_chunk for row in rows)
-        survivals, weights = [self._survivals(row) for row in rows], weights_of(rows)
-        has_prompts = num_tokens > num_choosing
-        min_price = self._decoding if has_prompts else 0.0
-        chosen = select(survivals, num_choosing, num_tokens, seconds, weights, min_price=min_price)
-        for row, num_nodes in zip(rows, chosen.num_nodes.tolist(), strict=True):
-            row.num_nodes = num_nodes
+        weights = weights_of(rows)
+        chosen = self._select(rows, weights, seconds)
         if num_choosing:
             self._worth_verifying += _SMOOTHING * (chosen.min_survival - self._worth_verifying)
-            coming = self._coming(rows, survivals, np.ones(len(rows)) if weights is None else weights, now_s)
+            coming = self._coming(rows, np.ones(len(rows)) if weights is None else weights, now_s)
             num_nodes = int(chosen.num_nodes.sum())
             again_s = wait_until_s(chosen, num_choosing, num_tokens + num_nodes, coming, seconds)
             if again_s is not None:
                 return Plan(again_s=again_s, waits_for_drafts=True)
             self._nodes_per_row += _SMOOTHING * (num_nodes / num_choosing - self._nodes_per_row)
-            if not has_prompts:
+            gain = sum(row.gain for row in rows)
+            if num_tokens == num_choosing:
                 self._decoding += _SMOOTHING * (chosen.price - self._decoding)
-            gain = chosen.gain
-            if weights is not None:
-                gain = sum(float(own[: row.num_nodes].sum()) for row, own in zip(rows, survivals, strict=True))
+                wait_s = 0.0 if self._ready_since_s is None else now_s - self._ready_since_s
+                self._ahead.note_usual(Draft(gain / num_choosing, num_nodes / num_choosing), wait_s)
             self._note_missing_drafts(rows, num_choosing + gain)
-            self._context_len = _context(rows)
+            self._context_len = mean_context(rows)
         return Plan(rows)
 
-    def _survivals(self, row: Base) -> NDArray[np.float64]:
-        if row.is_chunk:
-            return np.empty(0)
-        row.nodes, survivals = row.request.candidates()
-        return survivals
+    def _plan_ahead(self, rows: Sequence[Base], takes_turns: bool, max_pass_tokens: int) -> Plan | None:
+        """All rows, those of the pass that runs among them; None where it is better to wait for its verdicts."""
+        context_len = mean_context(rows)
+        seconds = self._time.curve(max_pass_tokens, context_len)
+        rows = within_pace(rows, seconds)
+        chosen = self._select(rows, weights_of(rows), seconds)
+        running, others = [row for row in rows if row.is_ahead], [row for row in rows if not row.is_ahead]
+        num_running = sum(not row.is_chunk for row in running)
+        num_choosing = num_running + sum(not row.is_chunk for row in others)
+        if self._ahead.may_pay:
+            more = num_running * self._ahead.more.num_nodes
+            saved_s = self._round_s(_size(others), _size(running) + more, takes_turns, context_len) - chosen.pass_s
+            of_each = 1 + self._ahead.usual.num_nodes
+            sizes = (num_choosing - num_running) * of_each, num_running * of_each
+            if self._ahead.pays(num_choosing, num_running, saved_s, self._round_s(*sizes, takes_turns, context_len)):
+                self._ahead.note_ahead()
+                return Plan(rows)
+        if num_running:
+            drafts = [(row.gain, row.num_expected_nodes) for row in running]
+            self._ahead.note_left(Draft(*(sum(each) / num_running for each in zip(*drafts, strict=True))))
+        return None
 
-    def _coming(
-        self,
-        rows: Sequence[Base],
-        survivals: Sequence[NDArray[np.float64]],
-        weights: NDArray[np.float64],
-        now_s: float,
-    ) -> Iterator[Coming]:
+    def _round_s(self, one: float, other: float, takes_turns: bool, context_len: int) -> float:
+        """Of two groups of so many tokens, in turn or together, where verdicts are waited for."""
+
+        def pass_s(num_tokens: int) -> float:
+            return self._time.seconds(num_tokens, context_len)
+
+        if takes_turns:
+            return self._pace.in_turn_s(round(one), round(other), pass_s)
+        return pass_s(round(one + other)) + self._pace.turnaround_s + self._ahead.wait_s
+
+    def _select(
+        self, rows: Sequence[Base], weights: NDArray[np.float64] | None, seconds: NDArray[np.float64]
+    ) -> Selection:
+        """Gives each row its candidates, and the number of those that are worth their time."""
+        for row in rows:
+            row.find_candidates()
+        num_tokens = sum(row.num_tokens for row in rows)
+        num_choosing = sum(not row.is_chunk for row in rows)
+        min_price = self._decoding if num_tokens > num_choosing else 0.0
+        chosen = select(
+            [row.candidates.survivals for row in rows],
+            num_choosing,
+            num_tokens,
+            seconds,
+            weights,
+            shares=[row.candidates.shares for row in rows] if any(row.is_ahead for row in rows) else None,
+            min_price=min_price,
+        )
+        for row, num_nodes in zip(rows, chosen.num_nodes.tolist(), strict=True):
+            row.num_nodes = num_nodes
+        return chosen
+
+    def _coming(self, rows: Sequence[Base], weights: NDArray[np.float64], now_s: float) -> Iterator[Coming]:
         """What the rows' drafters are expected to add, by what their orders brought before."""
-        for row, own, weight in zip(rows, survivals, weights.tolist(), strict=True):
+        for row, weight in zip(rows, weights.tolist(), strict=True):
             request = row.request
             if request.num_completion_tokens == 0 or row.is_chunk:
                 continue
             for view in request.drafters.values():
                 if view.ordered_len != request.committed_len or view.health.is_late:
                     continue
-                elapsed_s, has_then = now_s - view.ordered_s, float(own[: row.num_nodes].sum())
+                elapsed_s, has_then = now_s - view.ordered_s, row.gain
                 for report in self._drafters.curves[view.worker, view.drafter].reports[view.num_reports :]:
                     latest_s = view.ordered_s + report.latest_s
                     if report.worth > has_then and latest_s > now_s:
@@ -170,15 +239,15 @@ class Price:
 
     # ── what is measured ────────────────────────────────────────────────────────────────────────────
 
-    def expected_s(self, rows: Sequence[PlannedRow], in_flight: Sequence[PassInFlight], now_s: float) -> float:
-        pass_s = self._time.seconds(num_tokens_of(rows), context_of(rows))
+    def expected_s(self, plan: Plan, in_flight: Sequence[PassInFlight], now_s: float) -> float:
+        pass_s = self._time.seconds(plan.num_tokens, plan.context_len)
         if in_flight:
             return max(in_flight[-1].expected_s, now_s) + pass_s
         return now_s + self._pace.turnaround_s + pass_s
 
     def note_target(self, facts: TargetFacts) -> None:
         self._time = PassTime(facts.pass_costs)
-        self._pace = Pace()
+        self._pace, self._ahead = Pace(), Ahead()
         self._max_pass_tokens = facts.max_pass_tokens
 
     def for_another(self) -> Price:
@@ -200,7 +269,7 @@ class Price:
     def note_growth(self, request: Request, view: DrafterView, now_s: float) -> None:
         if not view.began_empty:
             return
-        _, survivals = request.candidates()
+        survivals = request.candidates().survivals
         worth = survivals[survivals >= self._worth_verifying]
         curve = self._drafters.curves[view.worker, view.drafter]
         curve.learn(view.num_reports, now_s - view.ordered_s, float(worth.sum()), len(worth))
@@ -221,5 +290,6 @@ class Price:
         return self._drafters.supply.worth(num_drafters, seconds, gap_s, now_s, most, num_groups)
 
 
-def _context(rows: Sequence[Base]) -> int:
-    return sum(row.start for row in rows) // max(len(rows), 1)
+def _size(rows: Sequence[Base]) -> float:
+    """Tokens of these rows that are expected to be computed."""
+    return sum(row.num_tokens + row.num_expected_nodes for row in rows)

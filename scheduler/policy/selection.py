@@ -9,6 +9,9 @@ where w is what a token of the node's row is worth, 1 in the mean: rows may be o
 number of nodes the best ones are those of the highest w · S, and that never rises along a path, so they are connected:
 sort once, and look at every number.
 
+Of a row that is sent ahead of a verdict, a node is computed only where the verdict leaves it: with that chance it takes
+its time, and those come first that bring most tokens for it.
+
 Where a prompt is in the pass the best ratio is low, and nodes would look cheap: but the time that they add is worth
 what passes without prompts bring, and there they can be verified as well. Then it is the nodes that maximise
 
@@ -36,30 +39,37 @@ class Selection:
 
 
 def select(
-    survivals: Sequence[NDArray[np.float64]],  # of each row's nodes, never rising
+    survivals: Sequence[NDArray[np.float64]],  # of each row's nodes; by its share never rising
     num_choosing: int,  # rows that commit a token in any case
     num_tokens: int,  # of all rows, without nodes
     seconds: NDArray[np.float64],  # V(n) for n = 0 … the most that a pass may have
     weights: NDArray[np.float64] | None = None,  # [num_rows], of each row's tokens; their mean is 1. None: all are 1
     *,
+    shares: Sequence[NDArray[np.float64]] | None = None,  # of each row's nodes: the chance that it is computed
     min_price: float = 0.0,  # weighted tokens a second: what time is worth in any case, however few this pass brings
 ) -> Selection:
     lengths = np.array([len(row) for row in survivals], dtype=np.int64)
     values = np.concatenate([*survivals, np.empty(0)])
     if weights is not None:
         values *= np.repeat(weights, lengths)
+    costs = None if shares is None else np.concatenate([*shares, np.empty(0)])
     # Whichever comes first of equals: a row's nodes are taken in the row's own order.
-    order = np.argsort(-values)[: max(len(seconds) - 1 - num_tokens, 0)]
+    order = np.argsort(-values if costs is None else -values / costs)[: max(len(seconds) - 1 - num_tokens, 0)]
     gains = np.concatenate([[0.0], np.cumsum(values[order])])
-    times = seconds[num_tokens : num_tokens + len(gains)]
+    if costs is None:
+        sizes = np.arange(num_tokens, num_tokens + len(gains), dtype=np.float64)
+        times = seconds[num_tokens : num_tokens + len(gains)]
+    else:
+        sizes = num_tokens + np.concatenate([[0.0], np.cumsum(costs[order])])
+        times = np.interp(sizes, np.arange(len(seconds)), seconds)
     rates = (num_choosing + gains) / times
     best = int(np.argmax(rates)) if num_choosing else 0
     price = max(float(rates[best]), min_price)
     if num_choosing and price > rates[best]:
         best = int(np.argmax(gains - price * times))
     owners = np.repeat(np.arange(len(survivals)), lengths)
-    above = min(num_tokens + best + _STEP, len(seconds) - 1)
-    slope = (seconds[above] - times[best]) / max(above - num_tokens - best, 1)
+    above = min(int(sizes[best]) + _STEP, len(seconds) - 1)
+    slope = (seconds[above] - times[best]) / max(above - sizes[best], 1)
     return Selection(
         num_nodes=np.bincount(owners[order[:best]], minlength=len(survivals)),
         price=float(rates[best]),

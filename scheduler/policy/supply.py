@@ -120,12 +120,13 @@ class _Learned:
         self.seen_s = 0.0  # when it last had drafters
 
     def note_drafts(self, name: str, request: Request) -> None:
-        nodes, survivals = request.candidates()
+        candidates = request.candidates()
         max_nodes = request.new.max_nodes
-        if not any(name in node.votes for node in nodes):
+        if not any(name in node.votes for node in candidates.nodes):
             return
-        self.survivals.learn(survivals, max_nodes)
-        others = [float(s) for node, s in zip(nodes, survivals, strict=True) if node.votes.keys() != {name}]
+        self.survivals.learn(candidates.survivals, max_nodes)
+        both = zip(candidates.nodes, candidates.survivals.tolist(), strict=True)
+        others = [survival for node, survival in both if node.votes.keys() != {name}]
         self.without.learn(others, max_nodes)
 
 

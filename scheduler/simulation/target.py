@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 
+from outrider.tree import below
 from outrider.types import TokenLogprobs
 from scheduler.events import Command, Event, PassDone, PlannedRow, ReleaseTarget, RowOutcome, SendPass, TargetFacts
 from scheduler.simulation.agenda import Agenda
@@ -161,6 +162,7 @@ class Target:
         held = self._open(session, row)
         if held is None:
             return _refusal(row, "prefix_missing", 0), 0, 0
+        row = behind(row, held.tokens)
         if row.tokens_start > len(held.tokens) or (not row.tokens and len(held.tokens) < row.committed_len):
             return _refusal(row, "prefix_missing", len(held.tokens)), 0, 0
         known_before = self._learn(held, row)
@@ -223,6 +225,19 @@ class Target:
 
     def _blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._model.facts.block_size)
+
+
+def behind(row: PlannedRow, tokens: Sequence[int]) -> PlannedRow:
+    """A row that was sent ahead, once it is known what was chosen since."""
+    if not row.is_ahead or len(tokens) <= row.committed_len:
+        return row
+    left, parents = below(tokens[row.committed_len :], row.node_tokens, row.node_parents)
+    return replace(
+        row,
+        committed_len=len(tokens),
+        node_tokens=[row.node_tokens[node] for node in left],
+        node_parents=parents,
+    )
 
 
 def _refusal(row: PlannedRow, status: str, known_len: int) -> RowOutcome:

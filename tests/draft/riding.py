@@ -37,7 +37,7 @@ from scheduler.events import (
     Tick,
 )
 from scheduler.messages import pass_message
-from scheduler.policy.policy import num_tokens_of
+from scheduler.simulation.target import behind
 from workers.draft.commands import carry_out
 from workers.draft.drafter import Drafter
 from workers.draft.growing import NewNodes, Order
@@ -103,6 +103,10 @@ class Worker:
         self.stream, self.commands, self.drafts = Stream(), deque(), DraftStream(self.name)
 
 
+def num_tokens_of(rows: Sequence[PlannedRow]) -> int:
+    return sum(max(len(row.tokens), 1) + len(row.node_tokens) for row in rows)
+
+
 class Riding:
     """One core, one target that the test speaks for, and drafter workers. The clock is the test's, too."""
 
@@ -117,6 +121,7 @@ class Riding:
         self.num_nodes = 0  # that drafters have told
         self.num_rows = 0
         self._facts = facts
+        self._tokens: dict[int, list[int]] = {}  # that the target knows, by request
         self.handle(TargetUp(facts))
 
     def connect(self, name: str, drafters: Mapping[str, Drafter]) -> Worker:
@@ -131,14 +136,21 @@ class Riding:
         self._greet(worker)
 
     def submit(self, new: NewRequest) -> None:
+        self._tokens[new.number] = [*new.prompt]
         self.handle(Submitted(new))
+
+    @property
+    def next_rows(self) -> list[PlannedRow]:
+        """Of the pass that is answered next; those that were sent ahead are where they have come to."""
+        return [behind(row, self._tokens[row.request]) for row in self.passes[0].rows]
 
     def verdict(self, walked: Mapping[int, Sequence[int]], pass_s: float = 0.0) -> None:
         """The target answers its first pass: for each of the rows, the accepted tokens and the next one."""
-        sent = self.passes.popleft()
+        rows, sent = self.next_rows, self.passes.popleft()
         outcomes = []
-        for row in sent.rows:
+        for row in rows:
             tokens = walked[row.request]
+            self._tokens[row.request] += tokens
             known_len = row.committed_len + len(tokens)
             outcomes.append(RowOutcome(row.request, row.epoch, row.committed_len, "ok", tokens, known_len))
         self.handle(PassDone(sent.pass_id, outcomes, self._facts.num_kv_blocks, pass_s))
@@ -180,7 +192,7 @@ class Riding:
                         worker.begin_step(drafter)
                         ends[worker.name, drafter] = self.now_s + step_s
             if self.passes and pass_end == math.inf:
-                pass_end = self.now_s + pass_s(num_tokens_of(self.passes[0].rows))
+                pass_end = self.now_s + pass_s(num_tokens_of(self.next_rows))
             step_end, step = min(((end, key) for key, end in ends.items()), default=(math.inf, None))
             ask_s = self.core.next_wakeup_s() or math.inf
             self.now_s = max(self.now_s, min(pass_end, step_end, ask_s))
@@ -191,7 +203,7 @@ class Riding:
                     self.take_report(self.workers[step[0]])
             elif pass_end <= ask_s:
                 pass_end = math.inf
-                rows = self.passes[0].rows
+                rows = self.next_rows
                 self.verdict({row.request: walk(row) for row in rows}, pass_s(num_tokens_of(rows)))
             else:
                 self.handle(Tick())

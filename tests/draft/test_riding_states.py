@@ -89,7 +89,7 @@ class Rides(RuleBasedStateMachine):
                 self.messages_arrive(name, 10, 0)
                 self.steps(name, 2, False)
         walked: dict[int, list[int]] = {}
-        for row in self.riding.passes[0].rows:
+        for row in self.riding.next_rows:
             paths: list[tuple[int, ...]] = [()]
             for token, parent in zip(row.node_tokens, row.node_parents, strict=True):
                 paths.append((*paths[parent + 1], token))

@@ -82,7 +82,7 @@ def test_where_nodes_compete_the_urgent_rows_have_them() -> None:
     policy = Price()
     facts = TargetFacts(10, 4, 100, 100, [PassCost(1, 0, 0.010), PassCost(101, 0, 0.510)])
     policy.note_target(facts)
-    rows = policy.plan(requests, [], facts, 0.0).rows
+    rows = policy.plan(requests, [], [], facts, 0.0).rows
     nodes = {row.request.number: row.num_nodes for row in rows}
     assert nodes[2] >= nodes[3] >= nodes[1] == nodes[4]
     assert nodes[2] > nodes[1]
@@ -149,6 +149,6 @@ def test_a_decision_over_one_class_is_what_it_was_without_classes() -> None:
         policy = Price()
         facts = TargetFacts(10, 4, 100, 100, [PassCost(1, 0, 0.010), PassCost(101, 0, 0.110)])
         policy.note_target(facts)
-        found.append([(row.request.number, row.num_nodes) for row in policy.plan(requests, [], facts, 0.0).rows])
+        found.append([(row.request.number, row.num_nodes) for row in policy.plan(requests, [], [], facts, 0.0).rows])
     assert found[0] == found[1]
     assert sum(nodes for _, nodes in found[0]) > 0

@@ -172,8 +172,8 @@ def test_every_answer_is_the_true_one_however_often_its_request_was_preempted(se
     world.start_target()
     world.start_drafter("a")
     number = 0
-    for _ in range(150):
-        if world.rng.random() < 0.3 and number < 20:
+    for _ in range(300):
+        if world.rng.random() < 0.1 and number < 20:
             number += 1
             world.submit(classed(new_request(number, world.rng), world.rng))
         world.step()

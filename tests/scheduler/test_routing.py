@@ -51,7 +51,7 @@ def test_a_chat_goes_where_its_last_answer_was_computed() -> None:
     here, there = group_of("here"), group_of("there")
     first = Request(replace(asked(1, max_tokens=40), prompt=LONG[:20]), 0.0)
     there.take(first, epoch=1)
-    first.commit(LONG[20:60])
+    first.commit(LONG[20:60], ())
     first.target.known_len = 60
     there.drop(first)
     assert place_of(replace(asked(2), prompt=[*LONG[:60], 7, 7]), here, there) == "there"

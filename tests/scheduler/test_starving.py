@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import replace
 
 from outrider.v1.inference_pb2 import SamplingParams
@@ -21,6 +22,7 @@ from scheduler.events import (
     Submitted,
     TargetUp,
 )
+from scheduler.simulation.target import behind
 from tests.scheduler.world import FACTS, new_request
 
 RIGHT, WRONG = 3, 4
@@ -34,7 +36,8 @@ class OneRow:
     def __init__(self) -> None:
         self.core, self.now_s, self.num_orders, self.guess = Core(CoreConfig()), 0.0, 0, RIGHT
         self.min_survivals: list[float] = []
-        self._sent: SendPass | None = None
+        self._sent: deque[SendPass] = deque()
+        self._known_len = 0
         self._next_node = 1
         self._take(TargetUp(replace(FACTS, num_kv_blocks=10**6)))
         self._take(DrafterUp("w", ["a"]))
@@ -46,24 +49,25 @@ class OneRow:
         """Returns the number of orders meanwhile."""
         before = self.num_orders
         for _ in range(num_passes):
-            while self._sent is None:
+            while not self._sent:
                 self.now_s = max(self.now_s, self.core.next_wakeup_s() or 0.0)
                 self._take(Grown([]))
-            [row], pass_id = self._sent.rows, self._sent.pass_id
-            self._sent = None
-            known_len = row.tokens_start + len(row.tokens)
+            sent = self._sent.popleft()
+            row = behind(sent.rows[0], [RIGHT] * self._known_len)
+            known_len = max(row.tokens_start + len(row.tokens), self._known_len)
             is_whole = known_len >= row.committed_len
             tokens = [RIGHT, *([RIGHT] if RIGHT in row.node_tokens else [])] if is_whole else []
-            outcome = RowOutcome(1, row.epoch, row.committed_len, "ok", tokens, max(known_len, row.committed_len))
-            self._take(PassDone(pass_id, [outcome], 10**6, pass_s=0.02, num_tokens=1 + len(row.node_tokens)))
+            self._known_len = known_len + len(tokens)
+            outcome = RowOutcome(1, row.epoch, row.committed_len, "ok", tokens, self._known_len)
+            self._take(PassDone(sent.pass_id, [outcome], 10**6, pass_s=0.02, num_tokens=1 + len(row.node_tokens)))
         return self.num_orders - before
 
     def _take(self, event: Event) -> None:
         self.now_s += 0.02
-        for command in self.core.handle(event, self.now_s):
-            if isinstance(command, SendPass):
-                self._sent = command
-            elif isinstance(command, SendOrder):
+        commands = self.core.handle(event, self.now_s)
+        self._sent += [command for command in commands if isinstance(command, SendPass)]
+        for command in commands:
+            if isinstance(command, SendOrder):
                 self._answer(command)
 
     def _answer(self, order: SendOrder) -> None:

@@ -383,7 +383,9 @@ class AnySequence(RuleBasedStateMachine):
             (row.request, row.epoch)
             for sent in self.groups.passes.values()
             for row in sent.rows
-            if row.request in core._running and row.epoch == core._running[row.request].target.epoch
+            if row.request in core._running
+            and row.epoch == core._running[row.request].target.epoch
+            and not row.is_ahead
         )
         assert all(number == 1 for number in rows.values()), rows
 

@@ -40,6 +40,7 @@ from scheduler.events import (
     TargetUp,
     Tick,
 )
+from scheduler.simulation.target import behind
 
 VOCAB = 7
 END_TOKEN = 6
@@ -112,6 +113,7 @@ class World:
         self.target: dict[int, tuple[int, list[int]]] | None = None  # request -> (epoch, tokens)
         self.drafters: dict[str, dict[int, DrafterState]] = {}  # worker -> request
         self.num_passes = 0
+        self._pass_ends_s = 0.0
         self._hang_next = False
         self._sequence = count()
         self._mail: list[tuple[float, int, int, Event]] = []  # (time, order, the sender's life, event)
@@ -221,6 +223,7 @@ class World:
         assert self.target is not None, "a pass was sent to a target that is gone"
         assert len({row.request for row in rows}) == len(rows), "one row a request"
         assert all(0 <= token < VOCAB for row in rows for token in row.node_tokens), "a node outside the vocabulary"
+        rows = [self._behind(row) for row in rows]
         total = sum(max(len(row.tokens), 1) + len(row.node_tokens) for row in rows)
         assert total <= FACTS.max_pass_tokens, "the pass is over the target's limit"
         self.num_passes += 1
@@ -229,7 +232,13 @@ class World:
             self._hang_next = False
             return
         done = PassDone(pass_id, outcomes, FACTS.num_kv_blocks)
-        self._later("target", done, self.rng.uniform(0.01, 0.2))
+        self._pass_ends_s = max(self._pass_ends_s, self.now_s + self.rng.uniform(0.01, 0.2))  # answers keep their order
+        self._later("target", done, self._pass_ends_s - self.now_s)
+
+    def _behind(self, row: PlannedRow) -> PlannedRow:
+        assert self.target is not None
+        epoch, tokens = self.target.get(row.request, (0, []))
+        return behind(row, tokens) if epoch == row.epoch else row
 
     def _verify(self, row: PlannedRow) -> RowOutcome:
         assert self.target is not None

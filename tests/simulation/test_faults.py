@@ -11,16 +11,17 @@ from dataclasses import replace
 
 import pytest
 
+from outrider.tree import Node
 from scheduler.core import Core, CoreConfig
 from scheduler.drafting import Drafting
 from scheduler.events import PassDone, ReleaseDrafter, RowOutcome
-from scheduler.request import Commit, Request
+from scheduler.request import Commit, Request, SentRow
 from scheduler.simulation.campaign import Tally, run_seeds
 from scheduler.simulation.schedule import run_schedule
 from scheduler.simulation.trace import Trace
 
 NUM_SCHEDULES = 400
-NUM_FOR_TWINS = 240
+NUM_FOR_TWINS = 300
 
 
 @pytest.mark.parametrize("first", range(0, NUM_SCHEDULES, 100))
@@ -73,34 +74,36 @@ class TakesAnyAnswer(Core):
         if not known:
             outcomes = {outcome.request: outcome for outcome in done.outcomes}
             for number in [number for number in outcomes if number in self._running]:
-                self._take_outcome(self._running[number], outcomes[number], now_s)
+                self._take_outcome(
+                    self._running[number], SentRow(done.pass_id, (), 0, 1, False), outcomes[number], now_s
+                )
             return
         super()._finish_pass(done, now_s)
 
-    def _take_outcome(self, request: Request, outcome: RowOutcome | None, now_s: float) -> None:
+    def _take_outcome(self, request: Request, row: SentRow, outcome: RowOutcome | None, now_s: float) -> None:
         if outcome is not None:
             outcome = replace(outcome, epoch=request.target.epoch, committed_len=request.committed_len)
-        super()._take_outcome(request, outcome, now_s)
+        super()._take_outcome(request, row, outcome, now_s)
 
 
 class IgnoresCommittedLen(Core):
     """Takes an answer that says that it begins elsewhere for what comes next, less what would overlap."""
 
-    def _take_outcome(self, request: Request, outcome: RowOutcome | None, now_s: float) -> None:
+    def _take_outcome(self, request: Request, row: SentRow, outcome: RowOutcome | None, now_s: float) -> None:
         if outcome is not None and outcome.committed_len != request.committed_len:
             skew = outcome.committed_len - request.committed_len
             tokens = outcome.tokens[skew:] if skew > 0 else [*request.tokens[skew:], *outcome.tokens]
             outcome = replace(outcome, committed_len=request.committed_len, tokens=tokens)
-        super()._take_outcome(request, outcome, now_s)
+        super()._take_outcome(request, row, outcome, now_s)
 
 
 class ForgetsRunningOnes(Core):
     """Leaves requests in a pass that will never be answered."""
 
     def _reopen_on_target(self, request: Request) -> None:
-        pass_id = request.pass_id
+        sent = request.sent
         super()._reopen_on_target(request)
-        request.pass_id = pass_id
+        request.sent = sent
 
 
 class KeepsNothingOfThePreempted(Core):
@@ -128,9 +131,9 @@ class TrustsTheTargetsTokens(Core):
         super().__init__(config)
         self._vocab_size = 2**31
 
-    def _take_outcome(self, request: Request, outcome: RowOutcome | None, now_s: float) -> None:
+    def _take_outcome(self, request: Request, row: SentRow, outcome: RowOutcome | None, now_s: float) -> None:
         vocab_size, self._vocab_size = self._vocab_size, 2**31
-        super()._take_outcome(request, outcome, now_s)
+        super()._take_outcome(request, row, outcome, now_s)
         self._vocab_size = vocab_size
 
 
@@ -172,11 +175,11 @@ def test_tokens_that_are_none_would_be_wrong_tokens() -> None:
 def test_a_commit_that_skips_a_token_is_lost_and_one_that_repeats_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     commit = Request.commit
 
-    def skipping(request: Request, walked: Sequence[int]) -> Commit:
-        return commit(request, walked[1:] if len(walked) > 2 else walked)
+    def skipping(request: Request, walked: Sequence[int], nodes: Sequence[Node]) -> Commit:
+        return commit(request, walked[1:] if len(walked) > 2 else walked, nodes)
 
-    def repeating(request: Request, walked: Sequence[int]) -> Commit:
-        return commit(request, [walked[0], *walked] if len(walked) > 2 else walked)
+    def repeating(request: Request, walked: Sequence[int], nodes: Sequence[Node]) -> Commit:
+        return commit(request, [walked[0], *walked] if len(walked) > 2 else walked, nodes)
 
     monkeypatch.setattr(Request, "commit", skipping)
     assert found_by(Core).lost > 0

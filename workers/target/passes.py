@@ -143,6 +143,9 @@ class Passes:
                 seen.add(row.ref.request)
                 parsed = self._parse(session, row)
                 request = self._request(session, parsed)
+                if parsed.is_ahead:
+                    parsed = self._behind(parsed, request)
+                    result.committed_len = parsed.committed_len
                 work = self._plan(index, parsed, request)
                 num_tokens = self._admit(work, num_tokens, demand)
                 works.append(work)
@@ -175,6 +178,15 @@ class Passes:
         request = session.requests[parsed.request] = _Request(next(self._keys), parsed.epoch, parsed.params, grammar)
         self._engine.open(request.key)
         return request
+
+    def _behind(self, parsed: ParsedRow, request: _Request) -> ParsedRow:
+        """A row that was sent ahead, where it is by now."""
+        parsed = parsed.behind(request.known)
+        max_context = self._engine.spec.max_context
+        if parsed.committed_len > max_context:
+            detail = f"is_ahead: {parsed.committed_len} tokens are committed, the context holds {max_context}"
+            raise _RowRefused(target_pb2.ROW_STATUS_INVALID, detail, len(request.known))
+        return parsed
 
     def _open_grammar(self, params: ChoiceParams) -> GrammarState | None:
         try:

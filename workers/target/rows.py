@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
 from outrider.packing import unpack_i32
-from outrider.tree import ROOT, check_parents
+from outrider.tree import ROOT, below, check_parents
 from outrider.v1 import target_pb2
 from workers.choice.params import ChoiceParams, check_tokens, choice_params
 from workers.target.rules.laws import laws_of_nodes
@@ -27,6 +27,20 @@ class ParsedRow:
     node_tokens: Sequence[int]  # [num_nodes]
     node_parents: Sequence[int]  # [num_nodes]
     drawn_from: Sequence[DraftLaw]  # [num_nodes]
+    is_ahead: bool
+
+    def behind(self, known: Sequence[int]) -> ParsedRow:
+        """A row that was sent ahead, behind the tokens that are known by now: of its nodes those below the last one."""
+        if len(known) <= self.committed_len:
+            return self
+        left, parents = below(known[self.committed_len :], self.node_tokens, self.node_parents)
+        return replace(
+            self,
+            committed_len=len(known),
+            node_tokens=[self.node_tokens[node] for node in left],
+            node_parents=parents,
+            drawn_from=[self.drawn_from[node] for node in left],
+        )
 
 
 def parse_row(row: target_pb2.Row, *, vocab_size: int, max_context: int) -> ParsedRow:
@@ -55,6 +69,7 @@ def parse_row(row: target_pb2.Row, *, vocab_size: int, max_context: int) -> Pars
         node_tokens=node_tokens,
         node_parents=node_parents,
         drawn_from=laws_of_nodes(row.laws, node_tokens, node_parents, vocab_size),
+        is_ahead=row.is_ahead,
     )
 
 

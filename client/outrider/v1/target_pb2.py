@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from outrider.v1 import worker_pb2 as outrider_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18outrider/v1/target.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/worker.proto\"\xaa\x02\n\x11TargetDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\nvocabulary\x18\x03 \x01(\x0b\x32\x17.outrider.v1.Vocabulary\x12\x13\n\x0bmax_context\x18\x04 \x01(\r\x12\x15\n\rend_token_ids\x18\x05 \x03(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x11\n\tnum_ranks\x18\x08 \x01(\r\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x15\n\rnum_kv_blocks\x18\n \x01(\r\x12\x17\n\x0fmax_pass_tokens\x18\x0b \x01(\r\x12)\n\npass_costs\x18\x0c \x03(\x0b\x32\x15.outrider.v1.PassCost\"D\n\x08PassCost\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x13\n\x0b\x63ontext_len\x18\x02 \x01(\r\x12\x0f\n\x07pass_ms\x18\x03 \x01(\x02\"\x15\n\x13GetTokenizerRequest\",\n\x0eTokenizerPiece\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"i\n\rTargetCommand\x12!\n\x04pass\x18\x01 \x01(\x0b\x32\x11.outrider.v1.PassH\x00\x12*\n\x07release\x18\x02 \x01(\x0b\x32\x17.outrider.v1.RequestRefH\x00\x42\t\n\x07\x63ommand\"7\n\x04Pass\x12\x0f\n\x07pass_id\x18\x01 \x01(\x04\x12\x1e\n\x04rows\x18\x02 \x03(\x0b\x32\x10.outrider.v1.Row\"\xe4\x01\n\x03Row\x12$\n\x03ref\x18\x01 \x01(\x0b\x32\x17.outrider.v1.RequestRef\x12\x15\n\rcommitted_len\x18\x02 \x01(\r\x12&\n\x04open\x18\x03 \x01(\x0b\x32\x18.outrider.v1.OpenRequest\x12&\n\x06tokens\x18\x04 \x01(\x0b\x32\x16.outrider.v1.TokenSpan\x12\x13\n\x0bnode_tokens\x18\x05 \x01(\x0c\x12\x14\n\x0cnode_parents\x18\x06 \x01(\x0c\x12%\n\x04laws\x18\x07 \x01(\x0b\x32\x17.outrider.v1.SparseLaws\"\xf2\x01\n\tRowResult\x12$\n\x03ref\x18\x01 \x01(\x0b\x32\x17.outrider.v1.RequestRef\x12\x15\n\rcommitted_len\x18\x02 \x01(\r\x12&\n\x06status\x18\x03 \x01(\x0e\x32\x16.outrider.v1.RowStatus\x12\x0e\n\x06tokens\x18\x04 \x01(\x0c\x12\x11\n\tknown_len\x18\x05 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x32\n\x08logprobs\x18\x08 \x03(\x0b\x32 .outrider.v1.TokenLogprobsPacked\"4\n\x13TokenLogprobsPacked\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\"\x95\x01\n\nPassResult\x12\x0f\n\x07pass_id\x18\x01 \x01(\x04\x12$\n\x04rows\x18\x02 \x03(\x0b\x32\x16.outrider.v1.RowResult\x12\x0f\n\x07pass_ms\x18\x03 \x01(\x02\x12\x0f\n\x07idle_ms\x18\x04 \x01(\x02\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x1a\n\x12num_free_kv_blocks\x18\x06 \x01(\r\"H\n\x0cTargetReport\x12.\n\x0bpass_result\x18\x01 \x01(\x0b\x32\x17.outrider.v1.PassResultH\x00\x42\x08\n\x06report*\xbd\x01\n\tRowStatus\x12\x1a\n\x16ROW_STATUS_UNSPECIFIED\x10\x00\x12\x11\n\rROW_STATUS_OK\x10\x01\x12\x1d\n\x19ROW_STATUS_PREFIX_MISSING\x10\x02\x12\x1a\n\x16ROW_STATUS_NO_CAPACITY\x10\x03\x12\x16\n\x12ROW_STATUS_INVALID\x10\x04\x12\x15\n\x11ROW_STATUS_FAILED\x10\x05\x12\x17\n\x13ROW_STATUS_NO_TOKEN\x10\x06\x32\xe9\x01\n\x06Target\x12H\n\x08\x44\x65scribe\x12\x1c.outrider.v1.DescribeRequest\x1a\x1e.outrider.v1.TargetDescription\x12O\n\x0cGetTokenizer\x12 .outrider.v1.GetTokenizerRequest\x1a\x1b.outrider.v1.TokenizerPiece0\x01\x12\x44\n\x07\x43onnect\x12\x1a.outrider.v1.TargetCommand\x1a\x19.outrider.v1.TargetReport(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18outrider/v1/target.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/worker.proto\"\xaa\x02\n\x11TargetDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12+\n\nvocabulary\x18\x03 \x01(\x0b\x32\x17.outrider.v1.Vocabulary\x12\x13\n\x0bmax_context\x18\x04 \x01(\r\x12\x15\n\rend_token_ids\x18\x05 \x03(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12\x11\n\tnum_ranks\x18\x08 \x01(\r\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x15\n\rnum_kv_blocks\x18\n \x01(\r\x12\x17\n\x0fmax_pass_tokens\x18\x0b \x01(\r\x12)\n\npass_costs\x18\x0c \x03(\x0b\x32\x15.outrider.v1.PassCost\"D\n\x08PassCost\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x13\n\x0b\x63ontext_len\x18\x02 \x01(\r\x12\x0f\n\x07pass_ms\x18\x03 \x01(\x02\"\x15\n\x13GetTokenizerRequest\",\n\x0eTokenizerPiece\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"i\n\rTargetCommand\x12!\n\x04pass\x18\x01 \x01(\x0b\x32\x11.outrider.v1.PassH\x00\x12*\n\x07release\x18\x02 \x01(\x0b\x32\x17.outrider.v1.RequestRefH\x00\x42\t\n\x07\x63ommand\"7\n\x04Pass\x12\x0f\n\x07pass_id\x18\x01 \x01(\x04\x12\x1e\n\x04rows\x18\x02 \x03(\x0b\x32\x10.outrider.v1.Row\"\xf6\x01\n\x03Row\x12$\n\x03ref\x18\x01 \x01(\x0b\x32\x17.outrider.v1.RequestRef\x12\x15\n\rcommitted_len\x18\x02 \x01(\r\x12&\n\x04open\x18\x03 \x01(\x0b\x32\x18.outrider.v1.OpenRequest\x12&\n\x06tokens\x18\x04 \x01(\x0b\x32\x16.outrider.v1.TokenSpan\x12\x13\n\x0bnode_tokens\x18\x05 \x01(\x0c\x12\x14\n\x0cnode_parents\x18\x06 \x01(\x0c\x12%\n\x04laws\x18\x07 \x01(\x0b\x32\x17.outrider.v1.SparseLaws\x12\x10\n\x08is_ahead\x18\x08 \x01(\x08\"\xf2\x01\n\tRowResult\x12$\n\x03ref\x18\x01 \x01(\x0b\x32\x17.outrider.v1.RequestRef\x12\x15\n\rcommitted_len\x18\x02 \x01(\r\x12&\n\x06status\x18\x03 \x01(\x0e\x32\x16.outrider.v1.RowStatus\x12\x0e\n\x06tokens\x18\x04 \x01(\x0c\x12\x11\n\tknown_len\x18\x05 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x06 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x32\n\x08logprobs\x18\x08 \x03(\x0b\x32 .outrider.v1.TokenLogprobsPacked\"4\n\x13TokenLogprobsPacked\x12\x0b\n\x03ids\x18\x01 \x01(\x0c\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\"\x95\x01\n\nPassResult\x12\x0f\n\x07pass_id\x18\x01 \x01(\x04\x12$\n\x04rows\x18\x02 \x03(\x0b\x32\x16.outrider.v1.RowResult\x12\x0f\n\x07pass_ms\x18\x03 \x01(\x02\x12\x0f\n\x07idle_ms\x18\x04 \x01(\x02\x12\x12\n\nnum_tokens\x18\x05 \x01(\r\x12\x1a\n\x12num_free_kv_blocks\x18\x06 \x01(\r\"H\n\x0cTargetReport\x12.\n\x0bpass_result\x18\x01 \x01(\x0b\x32\x17.outrider.v1.PassResultH\x00\x42\x08\n\x06report*\xbd\x01\n\tRowStatus\x12\x1a\n\x16ROW_STATUS_UNSPECIFIED\x10\x00\x12\x11\n\rROW_STATUS_OK\x10\x01\x12\x1d\n\x19ROW_STATUS_PREFIX_MISSING\x10\x02\x12\x1a\n\x16ROW_STATUS_NO_CAPACITY\x10\x03\x12\x16\n\x12ROW_STATUS_INVALID\x10\x04\x12\x15\n\x11ROW_STATUS_FAILED\x10\x05\x12\x17\n\x13ROW_STATUS_NO_TOKEN\x10\x06\x32\xe9\x01\n\x06Target\x12H\n\x08\x44\x65scribe\x12\x1c.outrider.v1.DescribeRequest\x1a\x1e.outrider.v1.TargetDescription\x12O\n\x0cGetTokenizer\x12 .outrider.v1.GetTokenizerRequest\x1a\x1b.outrider.v1.TokenizerPiece0\x01\x12\x44\n\x07\x43onnect\x12\x1a.outrider.v1.TargetCommand\x1a\x19.outrider.v1.TargetReport(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'outrider.v1.target_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROWSTATUS']._serialized_start=1428
-  _globals['_ROWSTATUS']._serialized_end=1617
+  _globals['_ROWSTATUS']._serialized_start=1446
+  _globals['_ROWSTATUS']._serialized_end=1635
   _globals['_TARGETDESCRIPTION']._serialized_start=68
   _globals['_TARGETDESCRIPTION']._serialized_end=366
   _globals['_PASSCOST']._serialized_start=368
@@ -47,15 +47,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PASS']._serialized_start=614
   _globals['_PASS']._serialized_end=669
   _globals['_ROW']._serialized_start=672
-  _globals['_ROW']._serialized_end=900
-  _globals['_ROWRESULT']._serialized_start=903
-  _globals['_ROWRESULT']._serialized_end=1145
-  _globals['_TOKENLOGPROBSPACKED']._serialized_start=1147
-  _globals['_TOKENLOGPROBSPACKED']._serialized_end=1199
-  _globals['_PASSRESULT']._serialized_start=1202
-  _globals['_PASSRESULT']._serialized_end=1351
-  _globals['_TARGETREPORT']._serialized_start=1353
-  _globals['_TARGETREPORT']._serialized_end=1425
-  _globals['_TARGET']._serialized_start=1620
-  _globals['_TARGET']._serialized_end=1853
+  _globals['_ROW']._serialized_end=918
+  _globals['_ROWRESULT']._serialized_start=921
+  _globals['_ROWRESULT']._serialized_end=1163
+  _globals['_TOKENLOGPROBSPACKED']._serialized_start=1165
+  _globals['_TOKENLOGPROBSPACKED']._serialized_end=1217
+  _globals['_PASSRESULT']._serialized_start=1220
+  _globals['_PASSRESULT']._serialized_end=1369
+  _globals['_TARGETREPORT']._serialized_start=1371
+  _globals['_TARGETREPORT']._serialized_end=1443
+  _globals['_TARGET']._serialized_start=1638
+  _globals['_TARGET']._serialized_end=1871
 # @@protoc_insertion_point(module_scope)

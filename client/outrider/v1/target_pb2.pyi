@@ -91,7 +91,7 @@ class Pass(_message.Message):
     def __init__(self, pass_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ...) -> None: ...
 
 class Row(_message.Message):
-    __slots__ = ("ref", "committed_len", "open", "tokens", "node_tokens", "node_parents", "laws")
+    __slots__ = ("ref", "committed_len", "open", "tokens", "node_tokens", "node_parents", "laws", "is_ahead")
     REF_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_LEN_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class Row(_message.Message):
     NODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NODE_PARENTS_FIELD_NUMBER: _ClassVar[int]
     LAWS_FIELD_NUMBER: _ClassVar[int]
+    IS_AHEAD_FIELD_NUMBER: _ClassVar[int]
     ref: _worker_pb2.RequestRef
     committed_len: int
     open: _worker_pb2.OpenRequest
@@ -106,7 +107,8 @@ class Row(_message.Message):
     node_tokens: bytes
     node_parents: bytes
     laws: _worker_pb2.SparseLaws
-    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., committed_len: _Optional[int] = ..., open: _Optional[_Union[_worker_pb2.OpenRequest, _Mapping]] = ..., tokens: _Optional[_Union[_worker_pb2.TokenSpan, _Mapping]] = ..., node_tokens: _Optional[bytes] = ..., node_parents: _Optional[bytes] = ..., laws: _Optional[_Union[_worker_pb2.SparseLaws, _Mapping]] = ...) -> None: ...
+    is_ahead: bool
+    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., committed_len: _Optional[int] = ..., open: _Optional[_Union[_worker_pb2.OpenRequest, _Mapping]] = ..., tokens: _Optional[_Union[_worker_pb2.TokenSpan, _Mapping]] = ..., node_tokens: _Optional[bytes] = ..., node_parents: _Optional[bytes] = ..., laws: _Optional[_Union[_worker_pb2.SparseLaws, _Mapping]] = ..., is_ahead: _Optional[bool] = ...) -> None: ...
 
 class RowResult(_message.Message):
     __slots__ = ("ref", "committed_len", "status", "tokens", "known_len", "num_cached_tokens", "detail", "logprobs")

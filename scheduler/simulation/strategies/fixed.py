@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler.events import PlannedRow, TargetFacts
+from scheduler.events import TargetFacts
 from scheduler.policy.pass_time import PassTime
 from scheduler.policy.patience import draft_is_due_s, take_nodes
 from scheduler.policy.policy import PassInFlight, PassReport, Plan, bases
@@ -30,7 +30,12 @@ class Fixed:
         return 0.0
 
     def plan(
-        self, free: Sequence[Request], in_flight: Sequence[PassInFlight], facts: TargetFacts, now_s: float
+        self,
+        free: Sequence[Request],
+        ahead: Sequence[Request],
+        in_flight: Sequence[PassInFlight],
+        facts: TargetFacts,
+        now_s: float,
     ) -> Plan:
         if len(in_flight) >= self._num_groups or not free:
             return Plan()
@@ -52,7 +57,7 @@ class Fixed:
         enough = min(self._num_nodes, request.new.max_tokens - request.num_completion_tokens - 1)
         return draft_is_due_s(request, enough, MAX_WAIT_S)
 
-    def expected_s(self, rows: Sequence[PlannedRow], in_flight: Sequence[PassInFlight], now_s: float) -> float:
+    def expected_s(self, plan: Plan, in_flight: Sequence[PassInFlight], now_s: float) -> float:
         return now_s
 
     def note_target(self, facts: TargetFacts) -> None:
