@@ -369,6 +369,8 @@ class Core:
                 self._reopen_on_target(request)
             return
         if row.is_ahead and outcome.status != "ok":
+            if request.sent:  # ahead of this one: what it comes to would follow nobody knows what
+                self._reopen_on_target(request)
             return  # what it was ahead of may have come out otherwise than it could; the next row is not
         match outcome.status:
             case "ok":
