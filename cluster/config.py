@@ -81,7 +81,7 @@ class SchedulerSection(Section):
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="of the same host, for Prometheus; 0 picks a free one; unset: none"
     )
-    max_running_requests: Count = 32
+    max_running_requests: Count = Field(default=32, description="on each target group")
     max_queued_requests: Count = 256
     max_nodes: int = Field(default=8, ge=0, description="draft nodes of one request in one pass")
     draft_wait_s: float | None = Field(
@@ -93,6 +93,7 @@ class SchedulerSection(Section):
 
 class TargetSection(Section):
     model: str | None = Field(default=None, min_length=1, description="folder, GGUF file, hub name; unset: a small one")
+    groups: Count = Field(default=1, description="target groups, each with all of the model and ranks of its own")
     tensor_parallel: Count = Field(default=1, description="number of ranks that share the model")
     dtype: Dtype = "auto"
     device: Device = "cpu"
@@ -105,7 +106,9 @@ class TargetSection(Section):
     profile_s: float = Field(
         default=3.0, ge=0, description="for measuring, once, how long passes take; 0: not measured"
     )
-    price_per_hour: float = Field(default=0.0, ge=0, description="of all ranks; only ratios count, in any currency")
+    price_per_hour: float = Field(
+        default=0.0, ge=0, description="of all ranks of all groups; only ratios count, in any currency"
+    )
 
 
 class DrafterSection(Section):

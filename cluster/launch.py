@@ -1,6 +1,6 @@
-"""A cell: one scheduler, its target and its drafters, started, watched and stopped as a whole.
+"""A cell: one scheduler, its target groups and its drafters, started, watched and stopped as a whole.
 
-start: Ray → target, drafters and scheduler at once → the scheduler is told of the workers → healthy
+start: Ray → target groups, drafters and scheduler at once → the scheduler is told of the workers → healthy
 watch: what is lost is restarted, what is on a machine that is going away is moved (supervise.py), and the scheduler
        is told of the new addresses
 stop:  the scheduler drains → workers → Ray; afterwards no process of the cell is left
@@ -19,7 +19,7 @@ from cluster.errors import ClusterError, WorkerFailed
 from cluster.health import wait_until_serving
 from cluster.leaving import LeavingNodes, draining_nodes
 from cluster.parts import DrafterPart, SchedulerPart, Surroundings, TargetGroup
-from cluster.placement import cores_of, local_resources, machines_with_room
+from cluster.placement import cores_of, groups_together, local_resources, machines_with_room
 from cluster.pool import Crew, DrafterPool
 from cluster.ray_runtime import RayRuntime, RayThread, start_ray, stop_ray, watch_node
 from cluster.server_configs import cell_tls
@@ -48,11 +48,11 @@ class Cell:
         self._ray_thread = RayThread()
         self._ray: asyncio.Task[RayRuntime] | None = None
         self.scheduler: SchedulerPart | None = None
-        self.target: TargetGroup | None = None
+        self.targets: list[TargetGroup] = []
         self.drafters: list[DrafterPart] = []  # those that drain among them
         self._surroundings: Surroundings | None = None  # once it is known where the cell runs
         self._keepers: list[asyncio.Task[None]] = []
-        self._given_up: set[DrafterPart] = set()
+        self._given_up: set[Part] = set()
         self._told = asyncio.Condition()
         self._stopping: asyncio.Task[None] | None = None
         self._must_hurry = asyncio.Event()
@@ -63,6 +63,11 @@ class Cell:
         if self.scheduler is None or self.scheduler.address is None:
             raise ClusterError("the cell has no endpoint now: its scheduler does not run")
         return self.scheduler.address
+
+    @property
+    def target(self) -> TargetGroup | None:
+        """The first target group."""
+        return self.targets[0] if self.targets else None
 
     async def start(self, report: Report = log.info) -> None:
         """Returns when clients can be served. Raises ClusterError when that is not to be; nothing is left then."""
@@ -123,10 +128,11 @@ class Cell:
         ray = await asyncio.shield(self._ray)  # a start that is given up still has to be stopped
         machines = await machines_with_room(self.config)
         cores = available_cores() if ray.is_local else cores_of(self.config, machines)
-        threads = plan_threads(self.config, cores)
+        threads = plan_threads(self.config, cores, groups_together(self.config, machines))
         leaving = LeavingNodes()
         surroundings = Surroundings(self.config, threads, leaving, ray.log_dir, channels)
-        self.scheduler, self.target = SchedulerPart(surroundings), TargetGroup(surroundings)
+        self.scheduler = SchedulerPart(surroundings)
+        self.targets = [TargetGroup(surroundings, i + 1) for i in range(self.config.target.groups)]
         self._surroundings = surroundings
         first = {
             each.name: [self._new_drafter(each, i + 1) for i in range(each.min_workers)]
@@ -139,7 +145,7 @@ class Cell:
         steps: list[Coroutine[None, None, None]] = [watch_node(ray)]
         if self.config.autoscale.enabled:
             autoscaler = self._autoscaler()
-            steps += [self._keep(self.target), self._keep(self.scheduler), autoscaler.run(first)]
+            steps += [*map(self._keep, [*self.targets, self.scheduler]), autoscaler.run(first)]
         else:
             steps += map(self._keep, self._parts)
         if not ray.is_local:
@@ -149,7 +155,7 @@ class Cell:
 
     @property
     def _parts(self) -> list[Part]:
-        return [part for part in (self.target, self.scheduler, *self.drafters) if part is not None]
+        return [part for part in (*self.targets, self.scheduler, *self.drafters) if part is not None]
 
     async def _bring_up(self, part: Part, report: Report) -> None:
         report(f"Starting {part.name}")
@@ -211,24 +217,24 @@ class Cell:
         try:
             await keep_alive(part, self.config.restarts, self._tell_scheduler, self._hand_over)
         except WorkerFailed as error:
-            if not isinstance(part, DrafterPart):
-                raise
             self._given_up.add(part)
+            if isinstance(part, SchedulerPart) or self._given_up.issuperset(self.targets):
+                raise
             log.error("%s\nThe cell goes on without it: the same tokens, less speed.", error)
             await self._tell_scheduler()
 
     async def _tell_scheduler(self, but: Part | None = None) -> None:
         """Give the scheduler the addresses of all workers that are up. One that is down is told when it is back."""
         assert self.scheduler is not None
-        assert self.target is not None
         async with self._told:
             self._told.notify_all()
-            if self.scheduler.address is None or self.target.address is None:
+            targets = [target.address for target in self.targets if target.address is not None]
+            if self.scheduler.address is None or not targets:
                 return
             up = [drafter for drafter in self.drafters if drafter is not but]
             drafters = [drafter.address for drafter in up if drafter.address is not None]
             try:
-                await self.scheduler.set_workers([self.target.address], drafters, _TELL_TIMEOUT_S)
+                await self.scheduler.set_workers(targets, drafters, _TELL_TIMEOUT_S)
             except WorkerFailed as error:
                 if not self._keepers:
                     raise

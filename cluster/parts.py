@@ -171,10 +171,11 @@ class SchedulerPart(ActorPart):
 
 
 class TargetGroup(ActorPart):
-    """All ranks of the target. A rank can't be replaced alone: the others wait in a collective for the lost one."""
+    """All ranks of a target group. A rank can't be replaced alone: the others wait in a collective for the lost one."""
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        super().__init__("the target", surroundings)
+    def __init__(self, surroundings: Surroundings, number: int = 1) -> None:
+        is_only_one = surroundings.config.target.groups == 1
+        super().__init__("the target" if is_only_one else f"target group {number}", surroundings)
         self._reservation: Any = None
 
     async def _spawn(self) -> list[WorkerProcess]:
@@ -190,7 +191,7 @@ class TargetGroup(ActorPart):
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         return WorkerProcess(
-            f"rank {rank} of the target",
+            f"rank {rank} of {self.name}",
             actor,
             *args,
             resources=bundle_of(TARGET, self._surroundings.config.target.device),

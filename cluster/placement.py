@@ -43,7 +43,7 @@ def bundle_of(pool: str, device: Device) -> Bundle:
 def local_resources(config: CellConfig) -> dict[str, float]:
     """What this machine must offer for the cell to fit exactly."""
     return {
-        TARGET: float(config.target.tensor_parallel),
+        TARGET: float(config.target.groups * config.target.tensor_parallel),
         DRAFT: float(sum(each.max_workers for each in config.drafters)),
     }
 
@@ -81,10 +81,16 @@ def check_feasible(config: CellConfig, machines: Sequence[Machine]) -> None:
     """
     rank = bundle_of(TARGET, config.target.device)
     num_ranks = config.target.tensor_parallel
-    if not any(machine.room_for(rank) >= num_ranks for machine in machines):
+    room = sum(machine.room_for(rank) // num_ranks for machine in machines)
+    if room < config.target.groups:
+        each, keys, there = "", "target.tensor_parallel", _offers(machines, rank)
+        who = "the target needs"
+        if config.target.groups > 1:
+            each, keys, there = " each", "target.groups or target.tensor_parallel", f"{there}: room for {room}"
+            who = f"the {config.target.groups} target groups need"
         raise PlacementError(
-            f"the target needs {_times(num_ranks, rank)} on one machine, and there is {_offers(machines, rank)}: "
-            f"lower target.tensor_parallel, or start a machine with ray start {_flags(num_ranks, rank)}"
+            f"{who} {_times(num_ranks, rank)} on one machine{each}, and there is {there}: "
+            f"lower {keys}, or start a machine with ray start {_flags(num_ranks, rank)}"
         )
     sections = [] if config.ray.autoscaled else config.drafters
     devices = [drafter.device for drafter in sections for _ in range(drafter.min_workers)]
@@ -103,6 +109,13 @@ def cores_of(config: CellConfig, machines: Sequence[Machine]) -> int:
     rank = bundle_of(TARGET, config.target.device)
     fitting = [machine for machine in machines if machine.room_for(rank) >= config.target.tensor_parallel]
     return int(min((machine.resources.get("CPU", 1.0) for machine in fitting), default=1.0))
+
+
+def groups_together(config: CellConfig, machines: Sequence[Machine]) -> int:
+    """The target groups that may come to share a machine."""
+    rank = bundle_of(TARGET, config.target.device)
+    most = max((machine.room_for(rank) // config.target.tensor_parallel for machine in machines), default=1)
+    return min(most, config.target.groups)
 
 
 async def reserve_target(config: CellConfig, timeout_s: float) -> Any:

@@ -22,12 +22,14 @@ class ThreadPlan:
     drafters: tuple[int, ...]  # threads of each drafter worker, in the order of the config
 
 
-def plan_threads(config: CellConfig, cores: int) -> ThreadPlan:
+def plan_threads(config: CellConfig, cores: int, num_groups: int = 1) -> ThreadPlan:
     """A fair share of `cores` for each target rank and each drafter that runs a model; explicit numbers win.
+    `num_groups`: target groups that share the machine.
 
     An n-gram drafter only searches: it counts for nothing and gets one thread.
     """
-    num_computing = config.target.tensor_parallel + sum(drafter.kind in _COMPUTING for drafter in config.drafters)
+    num_ranks = num_groups * config.target.tensor_parallel
+    num_computing = num_ranks + sum(drafter.kind in _COMPUTING for drafter in config.drafters)
     share = max(1, cores // num_computing)
     return ThreadPlan(
         target=config.target.threads or share,

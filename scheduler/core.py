@@ -7,15 +7,16 @@ Read this first. One request's way through it:
                      └──────────┘  ▼   │ Grown (nodes for the tree)
                      preempted    orders to drafters
 
-The core owns every request's committed tokens; a worker that loses its state is simply sent them again.
-Each time a request is opened on a worker it gets a fresh epoch; an answer with another epoch, or for
-another committed_len, is dropped.
+The core owns every request's committed tokens; a worker that loses its state is simply sent them again. What belongs to
+one target group, its passes above all, is in target_group.py; where a request runs, routing.py says. Each time a
+request is opened on a worker it gets a fresh epoch; an answer with another epoch, or for another committed_len, is
+dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 
@@ -46,32 +47,30 @@ from scheduler.events import (
     ReleaseTarget,
     ResetTarget,
     RowOutcome,
-    SendPass,
     Stopped,
     Submitted,
     TargetDown,
-    TargetFacts,
     TargetUp,
     Tick,
 )
 from scheduler.policy.patience import Patience
-from scheduler.policy.policy import PassInFlight, PassReport, Plan, Policy
+from scheduler.policy.policy import Policy
 from scheduler.policy.price import Price
 from scheduler.policy.worth import Lack, Worth
-from scheduler.preemption import Capacity, who_gives_way
 from scheduler.request import DrafterHealth, Request, SentRow, TargetView
+from scheduler.routing import choose
+from scheduler.target_groups import TargetGroups
 from scheduler.totals import Totals
 from scheduler.waitlist import Waitlist
 
 MAX_UNANSWERED_PASSES = 3  # of one request, in a row
-MAX_PASSES_IN_FLIGHT = 2  # the one that runs, and the next
 LATE_AFTER_S = 1.0  # a drafter from which nothing comes for so long
 NO_CAPACITY_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoreConfig:
-    max_running_requests: int = 64
+    max_running_requests: int = 64  # of a target group
     pass_timeout_s: float = 60.0
     # Set: each row waits so long for its draft, and all nodes are verified. Unset: the price decides.
     draft_wait_s: float | None = None
@@ -79,7 +78,7 @@ class CoreConfig:
 
 
 class Core:
-    """All scheduling state of one cell with one target group.
+    """All scheduling state of one cell: its requests, and what is known of its target groups and drafters.
 
     `handle` takes an event and the time, and returns what is to be done, in order. It never raises for
     anything that a worker or a client may send.
@@ -91,23 +90,18 @@ class Core:
         self._requests: dict[int, Request] = {}  # all that have not finished
         self._waitlist = Waitlist()
         self._running: dict[int, Request] = {}  # in order of start
-        self._target: TargetFacts | None = None
+        self._stranded: dict[int, Request] = {}  # those of them whose group was lost, and that no other has taken yet
         self._vocab_size = 0  # of the target, also of one that is being restarted: drafters go on meanwhile
-        self._in_flight: list[PassInFlight] = []  # the first one runs
-        self._answered_s: float | None = None  # when the target's last answer came
         self._deadlines: list[tuple[float, int]] = []  # a heap, of requests; those that have finished may be in it
-        self._ask_again_s: float | None = None  # when the policy wants to be asked again
-        self._asleep_until_s = float("-inf")  # no nodes can bring the next pass forward before that
         self._pass_ids = count(1)
         self._epochs = count(1)
         self._commands: list[Command] = []
         wait_s = config.draft_wait_s
         self._policy: Policy = policy or (Price() if wait_s is None else Patience(wait_s))
+        self.groups = TargetGroups(self._policy, config.max_running_requests, config.pass_timeout_s)
         late_after_s = LATE_AFTER_S if wait_s is None else wait_s
-        self._drafting = Drafting(late_after_s, config.run_ahead, self._policy, self._running, self._epochs)
-        self.num_free_kv_blocks = 0
+        self._drafting = Drafting(late_after_s, config.run_ahead, self.groups.policy_of, self._running, self._epochs)
         self.totals = Totals()  # without the requests that go on
-        self._had_work = False  # when the last pass ended
 
     # ── what the outside may ask ────────────────────────────────────────────────────────────────────
 
@@ -124,7 +118,7 @@ class Core:
 
     @property
     def has_target(self) -> bool:
-        return self._target is not None
+        return len(self.groups) > 0
 
     def totals_now(self) -> Totals:
         return self.totals.with_those(request.stats for request in self._requests.values())
@@ -133,7 +127,9 @@ class Core:
         return self._drafting.health(worker, drafter)
 
     def is_starved(self, worker: str, drafter: str) -> bool:
-        return self._drafting.is_starved(self._drafting.health(worker, drafter))
+        """By all target groups."""
+        health = self._drafting.health(worker, drafter)
+        return all(self._drafting.is_starved(health, policy) for policy in self.groups.policies)
 
     def num_requests_on(self, worker: str) -> int:
         """That the drafters of this worker draft for."""
@@ -141,24 +137,20 @@ class Core:
 
     def worth(self, num_drafters: Mapping[str, int], most: int, now_s: float) -> dict[str, Worth | Lack]:
         """Of the drafters of each name, if there were so many, and with up to `most`; or why that is not known."""
-        if isinstance(self._policy, Price):
-            return self._policy.worth(num_drafters, most, now_s)
-        return dict.fromkeys(num_drafters, Lack.NO_PRICE)
+        return self.groups.worth(num_drafters, most, now_s)
 
     def next_wakeup_s(self) -> float | None:
         """When the core wants a Tick if nothing happens before; None: never."""
-        times = [deadline_s for deadline_s, _ in self._deadlines[:1]]
-        times += [sent.deadline_s for sent in self._in_flight[:1]]
-        if self._ask_again_s is not None:
-            times.append(self._ask_again_s)
-        return min(times, default=None)
+        deadline_s = self._deadlines[0][0] if self._deadlines else None
+        wakeup_s = self.groups.next_wakeup_s()
+        return deadline_s if wakeup_s is None else wakeup_s if deadline_s is None else min(deadline_s, wakeup_s)
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         self._commands = []
         self._take(event, now_s)
         self._expire(now_s)
         self._drafting.note_late(now_s)
-        if isinstance(event, Grown) and now_s < self._asleep_until_s:
+        if isinstance(event, Grown) and self.groups.are_asleep(now_s):
             return self._commands  # the commonest event by far
         self._start_queued(now_s)
         self._start_passes(now_s)
@@ -174,12 +166,14 @@ class Core:
             case Stopped(number):
                 if number in self._requests:
                     self._end(self._requests[number], now_s, reason="stop")
-            case TargetUp(facts):
-                self._target, self._vocab_size = facts, facts.vocab_size
-                self.num_free_kv_blocks = facts.num_kv_blocks
-                self._policy.note_target(facts)
-            case TargetDown():
-                self._lose_target()
+            case TargetUp(facts, target):
+                self._lose_group(target)
+                self.groups.add(target, facts)
+                self._vocab_size = facts.vocab_size
+                self._rehouse()
+            case TargetDown(target):
+                self._lose_group(target)
+                self._rehouse()
             case PassDone():
                 self._finish_pass(event, now_s)
             case DrafterUp(worker, drafters, drawing):
@@ -204,34 +198,37 @@ class Core:
 
     def _start_queued(self, now_s: float) -> None:
         """Start requests, in their order, while there is room for them, or for those below them to give way."""
-        while self._target is not None:
+        while len(self.groups):
             request = self._waitlist.next(self._may_start)
             if request is None:
                 return
-            block_size, num_kv_blocks = self._target.block_size, self._target.num_kv_blocks
-            needed = request.blocks_reserved(block_size)
-            if needed > num_kv_blocks:
-                limit = f"the target's KV cache holds {num_kv_blocks} blocks of {block_size} tokens"
+            largest = self.groups.largest
+            needed = largest.blocks_of(request)
+            if needed > largest.num_blocks:
+                limit = f"the target's KV cache holds {largest.num_blocks} blocks of {largest.block_size} tokens"
                 self._fail(request, Overloaded(f"the request may come to need {needed} KV blocks: {limit}"), now_s)
                 continue
-            capacity = Capacity(self._config.max_running_requests, num_kv_blocks, block_size)
-            given = who_gives_way(request, self._running.values(), capacity)
-            if given is None:
+            chosen = choose(request, self.groups)
+            if chosen is None:
                 return
+            group, given = chosen
             for each in given:
                 self._preempt(each)
             self._waitlist.start(request)
             self._running[request.number] = request
             request.stats.started_s = now_s if request.stats.started_s is None else request.stats.started_s
-            request.target = TargetView(epoch=next(self._epochs))
+            group.take(request, next(self._epochs))
             self._commands += self._drafting.order(request, now_s)
 
     def _preempt(self, request: Request) -> None:
+        request.stats.num_preemptions += 1
+        self._put_back(request)
+
+    def _put_back(self, request: Request) -> None:
         """It keeps its tokens, and waits until there is room for it again. The pass that it may be in goes on."""
         del self._running[request.number]
         self._release_everywhere(request)
         request.close()
-        request.stats.num_preemptions += 1
         self._waitlist.put_back(request)
 
     def _may_start(self, request: Request) -> bool:
@@ -246,12 +243,14 @@ class Core:
                 request = self._requests[number]
                 text = f"the deadline passed after {request.num_completion_tokens} tokens"
                 self._fail(request, DeadlineExceeded(text), now_s)
-        if self._in_flight and now_s >= self._in_flight[0].deadline_s:
-            hung = self._in_flight[0]
-            reason = f"no answer to pass {hung.pass_id} within {self._config.pass_timeout_s:g} s"
-            self._blame_rows(hung.requests, reason, now_s)
-            self._commands.append(ResetTarget(reason))
-            self._lose_target()
+        for group in self.groups:
+            hung = group.hung(now_s)
+            if hung is not None:
+                reason = f"no answer to pass {hung.pass_id} within {self._config.pass_timeout_s:g} s"
+                self._blame_rows(hung.requests, reason, now_s)
+                self._commands.append(ResetTarget(reason, group.address))
+                self._lose_group(group.address)
+        self._rehouse()
 
     def _blame_rows(self, numbers: Sequence[int], reason: str, now_s: float) -> None:
         """A row that was there each time the target hung may be what hangs it: it does not get a fourth try."""
@@ -279,7 +278,7 @@ class Core:
 
     def _remove(self, request: Request) -> None:
         """Forget a request, and have every worker forget it. Another may have its place."""
-        self._asleep_until_s = float("-inf")
+        self.groups.wake()
         del self._requests[request.number]
         self.totals.add(request.stats)
         if request.number in self._running:
@@ -290,80 +289,76 @@ class Core:
             self._waitlist.remove(request)
 
     def _release_everywhere(self, request: Request) -> None:
-        if self._target is not None:
-            self._commands.append(ReleaseTarget(request.number, request.target.epoch))
+        self._stranded.pop(request.number, None)
+        group = self.groups.get(request.target.group)
+        if group is not None:
+            group.drop(request)
+            self._commands.append(ReleaseTarget(request.number, request.target.epoch, group.address))
         self._commands += self._drafting.release(request)
+
+    # ── groups that are lost ────────────────────────────────────────────────────────────────────────
+
+    def _lose_group(self, address: str) -> None:
+        """Its requests are to be opened elsewhere: where, `_rehouse` says."""
+        group = self.groups.lose(address)
+        self.groups.wake()
+        for request in group.running.values() if group is not None else ():
+            self._reopen_on_target(request)
+            request.target.group = None
+            self._stranded[request.number] = request
+
+    def _rehouse(self) -> None:
+        """Requests whose group was lost go to others that have room, the most urgent ones first. Those for whom there
+        is none wait as if they had been preempted. While no group is there at all, all of them stay as they are."""
+        if not self._stranded or not len(self.groups):
+            return
+        stranded, self._stranded = self._stranded, {}
+        left: list[Request] = []
+        for request in sorted(stranded.values(), key=lambda each: each.new.service_class):
+            chosen = choose(request, self.groups)
+            if chosen is None or chosen[1]:
+                left.append(request)
+            else:
+                chosen[0].take(request, request.target.epoch)
+        for request in reversed(left):
+            self._put_back(request)
+
+    def _reopen_on_target(self, request: Request) -> None:
+        request.sent = []
+        request.target = TargetView(next(self._epochs), request.target.group)
+        request.stats.num_cached_prompt_tokens = 0  # its prompt is looked for anew
 
     # ── passes ──────────────────────────────────────────────────────────────────────────────────────
 
     def _start_passes(self, now_s: float) -> None:
-        """Send what the policy wants sent now."""
-        self._ask_again_s, self._asleep_until_s = None, float("inf")
-        while self._target is not None and len(self._in_flight) < MAX_PASSES_IN_FLIGHT:
-            waiting = [request for request in self._running.values() if not request.sent]
-            free = [request for request in waiting if request.not_before_s <= now_s]
-            plan = self._policy.plan(free, self._may_go_ahead(), self._in_flight, self._target, now_s)
-            if not plan.rows:
-                paused = [request.not_before_s for request in waiting if request.not_before_s > now_s]
-                again_s = paused if plan.again_s is None else [*paused, plan.again_s]
-                self._ask_again_s = min(again_s, default=None)
-                self._asleep_until_s = float("-inf") if plan.waits_for_drafts else min(again_s, default=float("inf"))
-                return
-            self._send(plan, now_s)
-            for request in free:
-                request.num_passed_over = 0 if request.sent else request.num_passed_over + 1
-
-    def _may_go_ahead(self) -> list[Request]:
-        """Those in the pass that runs which may be in the next one too, before its verdict."""
-        if len(self._in_flight) != 1:
-            return []
-        rows = (self._running.get(number) for number in self._in_flight[0].requests)
-        return [request for request in rows if request is not None and request.may_go_ahead]
-
-    def _send(self, plan: Plan, now_s: float) -> None:
-        pass_id = next(self._pass_ids)
-        rows = [row.planned() for row in plan.rows]
-        sent = PassInFlight(
-            pass_id=pass_id,
-            requests=[row.request for row in rows],
-            num_tokens=plan.num_tokens,
-            context_len=plan.context_len,
-            sent_s=now_s,
-            deadline_s=now_s + self._config.pass_timeout_s,
-            expected_s=self._policy.expected_s(plan, self._in_flight, now_s),
-            free_since_s=None if self._in_flight else self._answered_s,
-        )
-        for row in plan.rows:
-            row.request.note_sent(row.sent(pass_id))
-        self._in_flight.append(sent)
-        self._commands.append(SendPass(pass_id, rows))
+        for group in self.groups:
+            if now_s >= group.asleep_until_s:
+                self._policy.note_rows(len(self._running), now_s)
+                self._commands += group.start_passes(now_s, self._pass_ids)
 
     def _finish_pass(self, done: PassDone, now_s: float) -> None:
-        sent = next((each for each in self._in_flight if each.pass_id == done.pass_id), None)
-        if sent is None:
+        group = self.groups.get(done.target)
+        sent = group.find_pass(done.pass_id) if group is not None else None
+        if group is None or sent is None:
             return
-        if sent is not self._in_flight[0]:
-            self._commands.append(
-                ResetTarget(f"pass {sent.pass_id} was answered before pass {self._in_flight[0].pass_id}")
-            )
-            self._lose_target()
+        if sent is not group.in_flight[0]:
+            reason = f"pass {sent.pass_id} was answered before pass {group.in_flight[0].pass_id}"
+            self._commands.append(ResetTarget(reason, group.address))
+            self._lose_group(group.address)
+            self._rehouse()
             return
+        group.take_answer(sent, done, now_s)
         outcomes = {outcome.request: outcome for outcome in done.outcomes}
-        self._in_flight.remove(sent)
-        self._in_flight = [replace(each, deadline_s=now_s + self._config.pass_timeout_s) for each in self._in_flight]
-        self._answered_s = now_s
-        self.num_free_kv_blocks = done.num_free_kv_blocks
-        self._policy.note_pass(sent, PassReport(done.pass_s, done.idle_s, done.num_tokens), now_s)
         self.totals.num_passes += 1
         self.totals.busy_s += done.pass_s
-        self.totals.bubble_s += done.idle_s if self._had_work else 0.0
+        self.totals.bubble_s += done.idle_s if group.had_work else 0.0
         for number in sent.requests:
             request = self._running.get(number)
             row = request.take_sent(sent.pass_id) if request is not None else None
             if request is None or row is None:
-                continue  # cancelled, or past its deadline, while the pass ran
+                continue  # cancelled, past its deadline, or on another group, while the pass ran
             self._take_outcome(request, row, outcomes.get(number), now_s)
-        self._had_work = bool(self._running)
+        group.had_work = bool(group.running)
 
     def _take_outcome(self, request: Request, row: SentRow, outcome: RowOutcome | None, now_s: float) -> None:
         if outcome is None:
@@ -374,6 +369,8 @@ class Core:
                 self._reopen_on_target(request)
             return
         if row.is_ahead and outcome.status != "ok":
+            if request.sent:  # ahead of this one: what it comes to would follow nobody knows what
+                self._reopen_on_target(request)
             return  # what it was ahead of may have come out otherwise than it could; the next row is not
         match outcome.status:
             case "ok":
@@ -409,6 +406,9 @@ class Core:
     def _commit(self, request: Request, row: SentRow, outcome: RowOutcome, now_s: float) -> None:
         if request.stats.first_token_s is None:
             request.stats.first_token_s = now_s
+            group = self.groups.get(request.target.group)
+            if group is not None:
+                group.note_computed(request)
         wants_logprobs = request.new.opening.sampling.HasField("logprobs")
         if len(outcome.logprobs) != (len(outcome.tokens) if wants_logprobs else 0):
             text = f"the target sent {len(outcome.logprobs)} log-probabilities for {len(outcome.tokens)} tokens"
@@ -432,18 +432,3 @@ class Core:
             self._end(request, now_s, reason=commit.reason, end_token_id=commit.end_token_id)
         else:
             self._commands += self._drafting.order(request, now_s)
-
-    def _reopen_on_target(self, request: Request) -> None:
-        request.sent = []
-        request.target = TargetView(epoch=next(self._epochs))
-        request.stats.num_cached_prompt_tokens = 0  # its prompt is looked for anew
-
-    def _lose_target(self) -> None:
-        self._target = None
-        self._in_flight = []
-        self._asleep_until_s = float("-inf")
-        self._answered_s = None
-        self._had_work = False
-        self.num_free_kv_blocks = 0
-        for request in self._running.values():
-            self._reopen_on_target(request)

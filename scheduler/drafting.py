@@ -11,7 +11,7 @@ two laws. One that draws is preferred; nodes that were not drawn are right too, 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from outrider.draft_law import DraftLaw
 from outrider.tree import Node
@@ -31,16 +31,22 @@ TRIED_EVERY = 32  # orders: one that is starved gets so few
 class Drafting:
     """Orders to drafters, and the nodes that come back.
 
-    `running`: the core's running requests, by number. A drafter that does not answer an order in `late_after_s` is
-    late: no row waits for it, and it gets a new order only when it has answered the old one.
+    `policy_of`: the policy of the target group that a request runs on. `running`: the core's running requests, by
+    number. A drafter that does not answer an order in `late_after_s` is late: no row waits for it, and it gets a new
+    order only when it has answered the old one.
     """
 
     def __init__(
-        self, late_after_s: float, run_ahead: int, policy: Policy, running: Mapping[int, Request], epochs: Iterator[int]
+        self,
+        late_after_s: float,
+        run_ahead: int,
+        policy_of: Callable[[Request], Policy],
+        running: Mapping[int, Request],
+        epochs: Iterator[int],
     ) -> None:
         self._late_after_s = late_after_s
         self._run_ahead = run_ahead
-        self._policy = policy
+        self._policy_of = policy_of
         self._health: defaultdict[tuple[str, str], DrafterHealth] = defaultdict(DrafterHealth)  # by worker and name
         self._running = running
         self._epochs = epochs
@@ -61,25 +67,25 @@ class Drafting:
         orders = [
             self._order(request, view, now_s)
             for view in request.drafters.values()
-            if not (view.is_silent and view.health.is_late) and self._has_turn(view.health)
+            if not (view.is_silent and view.health.is_late) and self._has_turn(request, view.health)
         ]
         return [*moved, *orders]
 
     def note_verdict(self, request: Request, chosen: int) -> None:
         """The target chose this token behind the root."""
-        self._policy.note_verdict(request)
+        self._policy_of(request).note_verdict(request)
         for node in request.tree.children(None).values():
             for name, vote in node.votes.items():
                 if vote.rank == 0 and name in request.drafters:
                     request.drafters[name].health.learn(is_accepted=node.token == chosen)
 
-    def is_starved(self, health: DrafterHealth) -> bool:
+    def is_starved(self, health: DrafterHealth, policy: Policy) -> bool:
         """Its best guesses come true less often than would be worth a pass's time: so it is asked now and then, and
         comes back by itself where they come true again."""
-        return health.num_verdicts >= MIN_VERDICTS and health.acceptance < self._policy.min_survival
+        return health.num_verdicts >= MIN_VERDICTS and health.acceptance < policy.min_survival
 
-    def _has_turn(self, health: DrafterHealth) -> bool:
-        if self.is_starved(health) and health.num_skipped < TRIED_EVERY - 1:
+    def _has_turn(self, request: Request, health: DrafterHealth) -> bool:
+        if self.is_starved(health, self._policy_of(request)) and health.num_skipped < TRIED_EVERY - 1:
             health.num_skipped += 1
             health.num_orders_skipped += 1
             return False
@@ -141,7 +147,7 @@ class Drafting:
             return self._reopen(request, view, now_s)
         if grown.committed_len > request.committed_len:
             return []  # no drafter knows more than the scheduler
-        self._note_report(view, grown, now_s)
+        self._note_report(request, view, grown, now_s)
         if not request.new.is_drawn_for or grown.committed_len == request.committed_len:
             self._add_nodes(request, view, grown, vocab_size)
         else:
@@ -150,14 +156,14 @@ class Drafting:
             return []
         return self._note_answer(request, view, grown.is_done, now_s)
 
-    def _note_report(self, view: DrafterView, grown: Growth, now_s: float) -> None:
+    def _note_report(self, request: Request, view: DrafterView, grown: Growth, now_s: float) -> None:
         """How long the drafter took for so many nodes, also where a verdict has overtaken them."""
         asked = view.asked.get(grown.committed_len)
         if asked is None or not grown.tokens:
             return
         asked_s, num_nodes = asked[0], asked[1] + len(grown.tokens)
         view.asked[grown.committed_len] = asked_s, num_nodes
-        self._policy.note_report(view, num_nodes, now_s - asked_s)
+        self._policy_of(request).note_report(view, num_nodes, now_s - asked_s)
 
     def _order_from_new(self, now_s: float) -> list[SendOrder]:
         requests = self._running.values()
@@ -219,6 +225,7 @@ class Drafting:
             view.asked[request.committed_len] = now_s, 0
             if len(view.asked) > MAX_ASKED:
                 del view.asked[next(iter(view.asked))]
+        policy = self._policy_of(request)
         order = SendOrder(
             worker=view.worker,
             drafter=view.drafter,
@@ -229,7 +236,7 @@ class Drafting:
             tokens_start=view.told_len,
             tokens=request.tokens[view.told_len :],
             max_nodes=request.new.max_nodes * (1 if request.new.is_drawn_for else self._run_ahead),
-            min_survival=0.0 if self.is_starved(view.health) else self._policy.min_survival,
+            min_survival=0.0 if self.is_starved(view.health, policy) else policy.min_survival,
         )
         view.health.num_orders += 1
         view.num_reports, view.began_empty = 0, not len(request.tree)
@@ -256,7 +263,7 @@ class Drafting:
         view.is_silent = False
         self._unanswered.pop(view, None)
         if view.ordered_len == request.committed_len:
-            self._policy.note_growth(request, view, now_s)
+            self._policy_of(request).note_growth(request, view, now_s)
         view.num_reports += 1
         is_outdated = view.ordered_len != request.committed_len
         if is_done:

@@ -35,8 +35,8 @@ from scheduler.events import (
     Submitted,
     Tick,
 )
-from scheduler.links import DrafterLink, Link, TargetLink
-from scheduler.served_model import ServedModel
+from scheduler.links import DrafterLink, Link, Refused, TargetLink
+from scheduler.served_model import ServedModel, difference
 from scheduler.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,6 @@ class Driver:
         self.times = AnswerTimes()
         self.model: ServedModel | None = None
         self.drafter_names: set[str] = set()  # all that ever were here: one that restarts is no unknown name
-        self._config = config
         self._max_queued_requests = max_queued_requests
         self._mailboxes: dict[int, Mailbox] = {}
         self._numbers = count(1)
@@ -95,6 +94,7 @@ class Driver:
         self._leaving: dict[str, asyncio.Event] = {}  # drafter workers that are drained; set once they are
         self._is_stopped = False
         self._model_known = asyncio.Event()
+        self._learning_model = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._request_s = FIRST_GUESS_OF_A_REQUEST_S  # running mean of how long a request runs
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -121,7 +121,7 @@ class Driver:
         the queue, and whoever comes second finds room.
         """
         num_running, num_queued = self.core.num_running, self.core.num_queued
-        num_free = self._max_queued_requests - num_queued + self._config.max_running_requests - num_running
+        num_free = self._max_queued_requests - num_queued + self.core.groups.num_places - num_running
         if num_coming + num_answers > num_free:
             self._refuse(f"{num_running} requests run and {num_queued} wait, which is the limit", num_queued)
         num_own = self.core.num_queued_of(tenant)
@@ -176,14 +176,14 @@ class Driver:
     def _carry_out(self, command: Command) -> None:
         match command:
             case SendPass() | ReleaseTarget():
-                for target, _ in self._target_links.values():
-                    target.send(command)
+                if command.target in self._target_links:
+                    self._target_links[command.target][0].send(command)
             case SendOrder() | ReleaseDrafter():
                 if command.worker in self._drafter_links:
                     self._drafter_links[command.worker][0].send(command)
-            case ResetTarget(reason):
-                for link, _ in self._target_links.values():
-                    link.reset(reason)
+            case ResetTarget(reason, target):
+                if target in self._target_links:
+                    self._target_links[target][0].reset(reason)
             case Emit() | Finish():
                 self._deliver(command)
 
@@ -244,6 +244,11 @@ class Driver:
     def target_links(self) -> Iterable[TargetLink]:
         return [link for link, _ in self._target_links.values()]
 
+    def descriptions(self) -> list[TargetDescription]:
+        """Of the target groups that are there; while none is, of the last one that was."""
+        known = [link.description for link in self.target_links if link.state == pb.WORKER_STATE_READY]
+        return [each for each in known if each is not None] or [self.served_model().description]
+
     @property
     def drafter_links(self) -> Iterable[DrafterLink]:
         return [link for link, _ in self._drafter_links.values()]
@@ -283,13 +288,19 @@ class Driver:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _learn_model(self, description: TargetDescription, files: Mapping[str, bytes]) -> None:
-        """A restarted target may have another KV cache; its tokenizer is the same unless its vocabulary is not."""
-        known = self.model
-        if known is not None and known.description.vocabulary == description.vocabulary:
-            tokenizer = known.tokenizer
-        else:
-            tokenizer = await asyncio.to_thread(Tokenizer, files)
-        self.model = ServedModel(description, tokenizer)
+        """A restarted target may have another KV cache; its tokenizer is the same unless its vocabulary is not. Raises
+        Refused for a target group whose model is not the one that others serve."""
+        async with self._learning_model:
+            known = self.model
+            others = [link.address for link in self.target_links if link.state == pb.WORKER_STATE_READY]
+            complaint = difference(description, known.description) if known is not None and others else ""
+            if complaint:
+                raise Refused(f"{complaint} at {', '.join(others)}: all target groups of a cell serve one model")
+            if known is not None and known.description.vocabulary == description.vocabulary:
+                tokenizer = known.tokenizer
+            else:
+                tokenizer = await asyncio.to_thread(Tokenizer, files)
+            self.model = ServedModel(description, tokenizer)
         self._model_known.set()
 
     async def _served(self) -> ServedModel:

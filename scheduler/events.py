@@ -115,12 +115,17 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class TargetUp:
+    """A target group serves. Groups go by their addresses; tests with one group leave it without a name."""
+
     facts: TargetFacts
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetDown:
-    """The stream to the target ended: whatever it held or was computing is gone."""
+    """The stream to the target group ended: whatever it held or was computing is gone."""
+
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,7 @@ class PassDone:
     pass_s: float = 0.0
     idle_s: float = 0.0  # it had no pass for so long before this one
     num_tokens: int = 0  # that took part in the forward
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,21 +225,24 @@ class PlannedRow:
 
 @dataclass(frozen=True, slots=True)
 class SendPass:
-    pass_id: int
+    pass_id: int  # no two passes have the same, of whatever group
     rows: Sequence[PlannedRow]
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ResetTarget:
-    """The target did not answer in time: end the stream to it and connect anew."""
+    """The target group did not answer in time: end the stream to it and connect anew."""
 
     reason: str
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseTarget:
     request: int
     epoch: int
+    target: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from outrider.rpc import MAX_MESSAGE_BYTES
 from outrider.v1 import inference_pb2 as pb
 from scheduler.driver import Driver
 from scheduler.links import DrafterLink, TargetLink
+from scheduler.target_group import TargetGroup
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    max_running_requests: int
     max_queued_requests: int
     max_nodes: int  # draft nodes of one request in one pass
     allows_lossy: bool = False
@@ -32,14 +32,15 @@ def model_info(driver: Driver) -> pb.GetModelInfoResponse:
 
 
 def server_info(driver: Driver, limits: ServiceLimits, version: str, *, is_draining: bool) -> pb.GetServerInfoResponse:
-    targets = [_target_info(link) for link in driver.target_links]
+    groups = driver.core.groups
+    targets = [_target_info(link, groups.get(link.address)) for link in driver.target_links]
     drafters = [info for link in driver.drafter_links for info in _drafter_infos(driver, link)]
     totals = driver.core.totals
     return pb.GetServerInfoResponse(
         version=version,
         state=pb.SERVER_STATE_DRAINING if is_draining else _state(driver, [*targets, *drafters]),
         limits=pb.Limits(
-            max_running_requests=limits.max_running_requests,
+            max_running_requests=groups.num_places,
             max_queued_requests=limits.max_queued_requests,
             max_message_bytes=MAX_MESSAGE_BYTES,
             max_nodes_per_pass=limits.max_nodes,
@@ -47,11 +48,11 @@ def server_info(driver: Driver, limits: ServiceLimits, version: str, *, is_drain
         load=pb.Load(
             num_running_requests=driver.core.num_running,
             num_queued_requests=driver.core.num_queued,
-            num_free_kv_blocks=driver.core.num_free_kv_blocks,
+            num_free_kv_blocks=groups.num_free_kv_blocks,
             num_passes=totals.num_passes,
             busy_s=totals.busy_s,
             bubble_s=totals.bubble_s,
-            num_kv_blocks=sum(link.description.num_kv_blocks for link in driver.target_links if link.description),
+            num_kv_blocks=groups.num_kv_blocks,
         ),
         targets=targets,
         drafters=drafters,
@@ -67,9 +68,14 @@ def _state(driver: Driver, workers: list[pb.WorkerInfo]) -> pb.ServerState:
     return pb.SERVER_STATE_READY if all(w.state in usable for w in workers) else pb.SERVER_STATE_DEGRADED
 
 
-def _target_info(link: TargetLink) -> pb.WorkerInfo:
+def _target_info(link: TargetLink, group: TargetGroup | None) -> pb.WorkerInfo:
+    """`group`: what the core has of it; None while it is not there."""
     description = link.description
     return pb.WorkerInfo(
+        address=link.address,
+        num_running_requests=len(group.running) if group else 0,
+        num_free_kv_blocks=group.num_free_kv_blocks if group else 0,
+        num_kv_blocks=group.facts.num_kv_blocks if group else 0,
         name=description.name if description else link.address,
         kind="target",
         model=description.model if description else "",
@@ -82,10 +88,12 @@ def _target_info(link: TargetLink) -> pb.WorkerInfo:
 def _drafter_infos(driver: Driver, link: DrafterLink) -> list[pb.WorkerInfo]:
     """One for each drafter that the worker hosts; one for the worker while it has not said what it hosts."""
     if link.description is None:
-        return [pb.WorkerInfo(name=link.address, kind="drafter", state=link.state, detail=link.detail)]
+        name = address = link.address
+        return [pb.WorkerInfo(name=name, address=address, kind="drafter", state=link.state, detail=link.detail)]
     return [
         pb.WorkerInfo(
             name=drafter.name,
+            address=link.address,
             kind=drafter.kind,
             model=drafter.model,
             state=driver.worker_state(link, drafter.name),

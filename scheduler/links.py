@@ -193,7 +193,8 @@ def _parsed(message: Any) -> Any:
 
 
 class TargetLink(Link):
-    """`on_describe` is awaited with the description and the tokenizer's files before the target is used."""
+    """To a target group. `on_describe` is awaited with its description and its tokenizer's files before it is used; it
+    raises Refused for one that must not be."""
 
     def __init__(
         self,
@@ -234,15 +235,15 @@ class TargetLink(Link):
                 if cost.num_tokens > 0 and cost.pass_ms > 0
             ],
         )
-        self._post(TargetUp(facts))
+        self._post(TargetUp(facts, self.address))
         try:
             await self._exchange(call, self._outbox, self._take)
         finally:
-            self._post(TargetDown())
+            self._post(TargetDown(self.address))
 
     def _take(self, report: TargetReport) -> None:
         if report.HasField("pass_result"):
-            self._post(pass_done_of(report.pass_result))
+            self._post(pass_done_of(self.address, report.pass_result))
 
 
 class DrafterLink(Link):

@@ -40,7 +40,7 @@ def target_release_message(command: ReleaseTarget) -> target_pb2.TargetCommand:
     return target_pb2.TargetCommand(release=RequestRef(request=command.request, epoch=command.epoch))
 
 
-def pass_done_of(result: target_pb2.PassResult) -> PassDone:
+def pass_done_of(target: str, result: target_pb2.PassResult) -> PassDone:
     return PassDone(
         result.pass_id,
         [_outcome(row) for row in result.rows],
@@ -48,6 +48,7 @@ def pass_done_of(result: target_pb2.PassResult) -> PassDone:
         pass_s=_seconds(result.pass_ms),
         idle_s=_seconds(result.idle_ms),
         num_tokens=result.num_tokens,
+        target=target,
     )
 
 

@@ -62,9 +62,15 @@ def _latency_metrics(driver: Driver) -> Iterator[Metric]:
 
 def _target_metrics(driver: Driver, totals: Totals) -> Iterator[Metric]:
     yield _gauge("target_up", "Whether a target is there.", float(driver.core.has_target))
-    num_blocks = sum(link.description.num_kv_blocks for link in driver.target_links if link.description)
-    used = 1 - driver.core.num_free_kv_blocks / num_blocks if driver.core.has_target and num_blocks else 0.0
+    groups = driver.core.groups
+    used = 1 - groups.num_free_kv_blocks / groups.num_kv_blocks if groups.num_kv_blocks else 0.0
     yield _gauge("kv_cache_usage_perc", "Of the target's KV blocks that requests hold, 1: all.", used)
+    running = GaugeMetricFamily(f"{PREFIX}target_requests_running", "Requests that run on it.", labels=["target"])
+    free = GaugeMetricFamily(f"{PREFIX}target_kv_blocks_free", "Of its KV blocks.", labels=["target"])
+    for group in groups:
+        running.add_metric([group.address], len(group.running))
+        free.add_metric([group.address], group.num_free_kv_blocks)
+    yield from (running, free)
     yield _counter("passes", "Passes of the target.", totals.num_passes)
     yield _counter("target_busy_seconds", "That the target ran passes.", totals.busy_s)
     yield _counter("target_bubble_seconds", "That it had none while requests ran.", totals.bubble_s)

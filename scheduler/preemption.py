@@ -1,8 +1,8 @@
 """Room for a request, and who gives way to it. Part of the core: no I/O.
 
 Only what is less urgent gives way, so a request never comes to preempt the one that preempted it; and each of those
-preempted was needed, so none of them could start again at once. KV blocks are reserved (`Request.blocks_reserved`): a
-running request never lacks one.
+preempted was needed, so none of them could start again there at once. KV blocks are reserved
+(`Request.blocks_reserved`): a running request never lacks one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scheduler.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a cell's target has, of which running requests hold a part."""
+    """What a target group has, of which the requests that run there hold a part."""
 
     num_places: int
     num_blocks: int
@@ -27,7 +27,7 @@ class Capacity:
 
 def who_gives_way(request: Request, running: Collection[Request], capacity: Capacity) -> list[Request] | None:
     """Those whose places and blocks `request` needs, to be preempted in this order: none, if there is room for it.
-    None: it has to wait. `running` is in order of start.
+    None: it has to wait. `running`: on that target group, in order of start.
 
     The least urgent ones, and of these the last to start: they lose least.
     """

@@ -19,9 +19,11 @@ _MEMORY = 1 / 64  # of a verdict among those before it
 
 @dataclass(slots=True)
 class TargetView:
-    """What the target knows of a request in this epoch. Epoch 0: not opened there."""
+    """What its target group knows of a request in this epoch. Epoch 0: not opened there."""
 
     epoch: int = 0
+    group: str | None = None  # its address; None: it has none now
+    num_expected: int = 0  # tokens that should be in its prefix cache
     known_len: int = 0  # committed tokens that it has been told of, or chose
 
 

@@ -59,7 +59,8 @@ class SchedulerConfig:
 
     listen: str = f"127.0.0.1:{DEFAULT_PORT}"
     metrics_port: int | None = None
-    max_running_requests: int = 32
+    num_target_groups: int = 1  # that the cell is to have; with more, calls may be refused without a hint
+    max_running_requests: int = 32  # of each target group
     max_queued_requests: int = 256
     max_nodes: int = 8
     draft_wait_s: float | None = None
@@ -94,9 +95,7 @@ class SchedulerServer:
             draft_wait_s=config.draft_wait_s,
             run_ahead=config.run_ahead,
         )
-        limits = ServiceLimits(
-            config.max_running_requests, config.max_queued_requests, config.max_nodes, config.allow_lossy
-        )
+        limits = ServiceLimits(config.max_queued_requests, config.max_nodes, config.allow_lossy)
         self._driver = Driver(core, config.max_queued_requests, CellChannels(config.tls))
         self._service = InferenceService(self._driver, limits, __version__)
         gate = Gate(config.tokens_file) if config.tokens_file is not None else None
@@ -120,10 +119,11 @@ class SchedulerServer:
 
     def _grpc_server(self, service: InferenceService, gate: Gate | None) -> grpc.aio.Server:
         config = self._config
+        num_running = config.num_target_groups * config.max_running_requests
         server = grpc.aio.server(
             interceptors=[Guard(gate.enter)] if gate is not None else [],
             options=server_options(),
-            maximum_concurrent_rpcs=config.max_running_requests + config.max_queued_requests + _SPARE_CALLS,
+            maximum_concurrent_rpcs=num_running + config.max_queued_requests + _SPARE_CALLS,
         )
         server.add_generic_rpc_handlers((service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -250,7 +250,8 @@ class InferenceService:
     def _model_limits(self, model: ServedModel) -> ModelLimits:
         facts = model.description
         # One block is kept for the one that a walk may split (Request.blocks_reserved).
-        max_kv_tokens = (facts.num_kv_blocks - 1) * facts.block_size - self._limits.max_nodes
+        largest = max([(each.num_kv_blocks - 1) * each.block_size for each in self._driver.descriptions()])
+        max_kv_tokens = largest - self._limits.max_nodes
         return ModelLimits(
             model=facts.model,
             vocab_size=facts.vocabulary.size,

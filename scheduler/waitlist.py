@@ -48,11 +48,13 @@ class Waitlist:
         line.num_waiting += 1
 
     def put_back(self, request: Request) -> None:
-        """One that was preempted: it is the first of its tenant's."""
-        self._settle(request)
+        """One that ran, and has no room any more: it is the first of its tenant's. If it was paid for, it is again the
+        next to start."""
         line = self._line(request)
         line.accounts.of(request.new.tenant).waiting.appendleft(request)
         line.num_waiting += 1
+        self._settle(request)
+        request.is_paid_for = False
 
     def remove(self, request: Request) -> None:
         """It is over before it has started, or before it has started again."""

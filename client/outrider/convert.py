@@ -292,6 +292,10 @@ def _worker_from_proto(worker: pb.WorkerInfo) -> WorkerInfo:
         num_ranks=worker.num_ranks,
         num_verdicts=worker.num_verdicts,
         acceptance=worker.acceptance,
+        address=worker.address,
+        num_running_requests=worker.num_running_requests,
+        num_free_kv_blocks=worker.num_free_kv_blocks,
+        num_kv_blocks=worker.num_kv_blocks,
     )
 
 

@@ -171,11 +171,26 @@ def _bubble(server: ServerInfo) -> str:
 
 
 def _workers(workers: tuple[WorkerInfo, ...]) -> Table:
-    columns = ("name", "kind", "model", "state", "ranks", "right guesses", "detail")
+    columns = (
+        "name",
+        "kind",
+        "model",
+        "address",
+        "state",
+        "ranks",
+        "running",
+        "KV blocks free",
+        "right guesses",
+        "detail",
+    )
     table = Table(*columns, title="Workers", title_justify="left")
     for worker in workers:
         right = f"{worker.acceptance:.0%}" if worker.num_verdicts else ""
-        table.add_row(worker.name, worker.kind, worker.model, worker.state, str(worker.num_ranks), right, worker.detail)
+        is_target = worker.kind == "target"
+        running = str(worker.num_running_requests) if is_target else ""
+        blocks = f"{worker.num_free_kv_blocks} of {worker.num_kv_blocks}" if is_target else ""
+        known = (worker.name, worker.kind, worker.model, worker.address, worker.state, str(worker.num_ranks))
+        table.add_row(*known, running, blocks, right, worker.detail)
     return table
 
 

@@ -180,6 +180,10 @@ class WorkerInfo:
     num_ranks: int
     num_verdicts: int = 0  # of a drafter: on its best guess for the next token
     acceptance: float = 0.0  # how often that was the target's choice, of late
+    address: str = ""
+    num_running_requests: int = 0  # on a target group, as the next two
+    num_free_kv_blocks: int = 0
+    num_kv_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +233,7 @@ class ServerInfo:
     num_queued_requests: int
     num_free_kv_blocks: int
     num_kv_blocks: int
-    num_passes: int  # of the target, since the scheduler started
+    num_passes: int  # of all target groups, since the scheduler started
     busy_s: float  # in which passes ran
     bubble_s: float  # in which none did, while requests wanted one
     targets: tuple[WorkerInfo, ...]

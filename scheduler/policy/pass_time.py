@@ -55,6 +55,12 @@ class PassTime:
         sizes = np.array([max(num_tokens, 1)])
         return float((self._profiled(sizes, context_len) * self._correction(_nearness(np.log2(sizes))))[0])
 
+    def never_falling(self, num_tokens: int, context_len: int) -> float:
+        """Seconds that are no less than those of fewer tokens."""
+        fewer = int(np.searchsorted(self._sizes, num_tokens))
+        most = (self._profiled(self._sizes[:fewer], context_len) * self._corrections[:fewer]).max(initial=0.0)
+        return max(float(most), self.seconds(num_tokens, context_len))
+
     def learn(self, num_tokens: int, context_len: int, seconds: float) -> None:
         sizes = np.array([max(num_tokens, 1)])
         expected = self.seconds(num_tokens, context_len)

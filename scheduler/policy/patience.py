@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.events import TargetFacts
+from scheduler.policy.pass_time import PassTime
 from scheduler.policy.policy import Base, PassInFlight, PassReport, Plan, bases
 from scheduler.request import DrafterView, Request
 
@@ -16,6 +17,7 @@ from scheduler.request import DrafterView, Request
 class Patience:
     def __init__(self, draft_wait_s: float) -> None:
         self._draft_wait_s = draft_wait_s
+        self._time = PassTime([])
 
     @property
     def min_survival(self) -> float:
@@ -42,6 +44,15 @@ class Patience:
         return now_s
 
     def note_target(self, facts: TargetFacts) -> None:
+        self._time = PassTime(facts.pass_costs)
+
+    def for_another(self) -> Patience:
+        return Patience(self._draft_wait_s)
+
+    def pass_s(self, num_rows: int, num_prompt_tokens: int, context_len: int) -> float:
+        return self._time.never_falling(num_rows + num_prompt_tokens, context_len)
+
+    def note_rows(self, num_rows: int, now_s: float) -> None:
         pass
 
     def note_pass(self, sent: PassInFlight, report: PassReport, now_s: float) -> None:

@@ -121,7 +121,7 @@ class Plan:
 
 
 class Policy(Protocol):
-    """Asked whenever something has happened and a pass could be sent; told what was measured."""
+    """Of one target group. Asked whenever something has happened and a pass could be sent; told what was measured."""
 
     def plan(
         self,
@@ -138,7 +138,17 @@ class Policy(Protocol):
         """When the answer to a pass that is sent now should be here."""
 
     def note_target(self, facts: TargetFacts) -> None:
-        """A target is there: its profile."""
+        """The target group is there: its profile."""
+
+    def for_another(self) -> Policy:
+        """The same for one more target group: what is learned of drafters is shared, what of targets is not."""
+
+    def pass_s(self, num_rows: int, num_prompt_tokens: int, context_len: int) -> float:
+        """What a pass takes the target group: of so many rows that choose, with as many nodes as usual, and so much of
+        prompts, behind so many tokens. No less than one over fewer."""
+
+    def note_rows(self, num_rows: int, now_s: float) -> None:
+        """So many requests run in the whole cell."""
 
     def note_pass(self, sent: PassInFlight, report: PassReport, now_s: float) -> None:
         """The answer to a pass is here."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,19 +37,27 @@ MIN_FLOOR, MAX_FLOOR = 0.01, 0.5
 _SMOOTHING = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class Drafters:
+    """What is learned of a cell's drafters: the same for all of its target groups."""
+
+    curves: defaultdict[tuple[str, str], GrowthCurve] = field(default_factory=lambda: defaultdict(GrowthCurve))
+    supply: Supply = field(default_factory=Supply)
+
+
 class Price:
-    def __init__(self) -> None:
+    def __init__(self, drafters: Drafters | None = None) -> None:
+        """`drafters`: those of a cell whose other target groups have a price too."""
         self._time = PassTime([])
         self._pace = Pace()
+        self._drafters = drafters or Drafters()
         self._ahead = Ahead()
         self._ready_since_s: float | None = None  # rows could have gone into a pass, and none was under way
-        self._curves: defaultdict[tuple[str, str], GrowthCurve] = defaultdict(GrowthCurve)
         self._worth_verifying = MIN_FLOOR  # the survival of a node that is just worth its time
         self._nodes_per_row = 0.0  # that are verified, in the mean
         self._decoding = 0.0  # tokens a second, of passes without prompts
         self._context_len = 0  # before the last pass
         self._max_pass_tokens = 0  # of the target
-        self._supply = Supply()
 
     @property
     def min_survival(self) -> float:
@@ -64,7 +73,6 @@ class Price:
         facts: TargetFacts,
         now_s: float,
     ) -> Plan:
-        self._supply.note_rows(len(free) + sum(len(each.requests) for each in in_flight), now_s)
         if len(in_flight) > 1:
             return Plan()
         if in_flight:
@@ -194,7 +202,7 @@ class Price:
                 if view.ordered_len != request.committed_len or view.health.is_late:
                     continue
                 elapsed_s, has_then = now_s - view.ordered_s, row.gain
-                for report in self._curves[view.worker, view.drafter].reports[view.num_reports :]:
+                for report in self._drafters.curves[view.worker, view.drafter].reports[view.num_reports :]:
                     latest_s = view.ordered_s + report.latest_s
                     if report.worth > has_then and latest_s > now_s:
                         in_s = max(report.after_s - elapsed_s, report.deviation_s)
@@ -224,7 +232,7 @@ class Price:
 
     def _first_draft(self, view: DrafterView) -> tuple[float, float]:
         """What the drafter's first report is worth, in tokens, and after how many seconds it comes."""
-        reports = self._curves[view.worker, view.drafter].reports
+        reports = self._drafters.curves[view.worker, view.drafter].reports
         if not reports:
             return 0.0, 0.0
         return max(reports[0].worth - reports[0].num_nodes * self._worth_verifying, 0.0), reports[0].after_s
@@ -242,6 +250,16 @@ class Price:
         self._pace, self._ahead = Pace(), Ahead()
         self._max_pass_tokens = facts.max_pass_tokens
 
+    def for_another(self) -> Price:
+        return Price(self._drafters)
+
+    def pass_s(self, num_rows: int, num_prompt_tokens: int, context_len: int) -> float:
+        num_tokens = round(num_rows * (1 + self._nodes_per_row)) + num_prompt_tokens
+        return self._time.never_falling(num_tokens, context_len)
+
+    def note_rows(self, num_rows: int, now_s: float) -> None:
+        self._drafters.supply.note_rows(num_rows, now_s)
+
     def note_pass(self, sent: PassInFlight, report: PassReport, now_s: float) -> None:
         if report.pass_s > 0:
             self._time.learn(report.num_tokens or sent.num_tokens, sent.context_len, report.pass_s)
@@ -253,19 +271,23 @@ class Price:
             return
         survivals = request.candidates().survivals
         worth = survivals[survivals >= self._worth_verifying]
-        curve = self._curves[view.worker, view.drafter]
+        curve = self._drafters.curves[view.worker, view.drafter]
         curve.learn(view.num_reports, now_s - view.ordered_s, float(worth.sum()), len(worth))
 
     def note_verdict(self, request: Request) -> None:
-        self._supply.note_verdict(request)
+        self._drafters.supply.note_verdict(request)
 
     def note_report(self, view: DrafterView, num_nodes: int, seconds: float) -> None:
-        self._supply.note_report(view, num_nodes, seconds)
+        self._drafters.supply.note_report(view, num_nodes, seconds)
 
-    def worth(self, num_drafters: Mapping[str, int], most: int, now_s: float) -> dict[str, Worth | Lack]:
-        """Of the drafters of each name, if there were so many, and with up to `most`; or why that is not known."""
+    def worth(
+        self, num_drafters: Mapping[str, int], most: int, now_s: float, num_groups: int = 1
+    ) -> dict[str, Worth | Lack]:
+        """Of the drafters of each name, if there were so many, and with up to `most`; or why that is not known. The
+        cell's `num_groups` target groups count as if all were like this one."""
         seconds = self._time.curve(self._max_pass_tokens, self._context_len)
-        return self._supply.worth(num_drafters, seconds, self._pace.turnaround_s, now_s, most)
+        gap_s = self._pace.turnaround_s
+        return self._drafters.supply.worth(num_drafters, seconds, gap_s, now_s, most, num_groups)
 
 
 def _size(rows: Sequence[Base]) -> float:

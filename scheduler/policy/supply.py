@@ -59,14 +59,22 @@ class Supply:
     # ── what it comes to ────────────────────────────────────────────────────────────────────────────
 
     def worth(
-        self, num_drafters: Mapping[str, int], seconds: NDArray[np.float64], gap_s: float, now_s: float, most: int
+        self,
+        num_drafters: Mapping[str, int],
+        seconds: NDArray[np.float64],
+        gap_s: float,
+        now_s: float,
+        most: int,
+        num_groups: int = 1,
     ) -> dict[str, Worth | Lack]:
-        """Of the drafters of each name, if there were so many, and with up to `most`; or why that is not known."""
+        """Of the drafters of each name, if there were so many, and with up to `most`; or why that is not known.
+
+        `seconds` and `gap_s` are those of each of `num_groups` target groups."""
         num_rows = self._rows.at(now_s)
         result: dict[str, Worth | Lack] = {}
         for name, count in num_drafters.items():
             learned = self._known(name, count, now_s)
-            load = Load(seconds, gap_s, num_rows, num_rows * learned.share)
+            load = Load(seconds, gap_s, num_rows, num_rows * learned.share, num_groups)
             if load.num_drafted < LEAST_ROWS:
                 result[name] = Worth(count, (0.0,) * (max(most, count + 1) + 1))
                 continue

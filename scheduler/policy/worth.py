@@ -57,12 +57,13 @@ class Drafts:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The target and its rows, in the mean of late."""
+    """The target groups, one like the other, and their rows, in the mean of late."""
 
     seconds: NDArray[np.float64]  # V(n) for n = 0 … the most that a pass may have
     gap_s: float
-    num_rows: float
+    num_rows: float  # of all groups
     num_drafted: float  # rows that may use the pool
+    num_groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def goodput(pool: Pool, num_drafters: int, load: Load) -> float:
 
 def best_rate(drafts: Drafts, load: Load) -> float:
     """Tokens a second in the best way to run a round, with the best number of nodes."""
-    rows, drafted, gap_s = load.num_rows, load.num_drafted, load.gap_s
+    rows, drafted, gap_s = load.num_rows / load.num_groups, load.num_drafted / load.num_groups, load.gap_s
     whole_numbers = np.arange(len(drafts.survivals))
     nodes = np.concatenate([[0.0], np.arange(_PARTS, whole_numbers[-1] * _PARTS + 1) / _PARTS])
     gains = np.interp(nodes, whole_numbers, np.concatenate([[0.0], np.cumsum(drafts.survivals[:-1])]))
@@ -136,7 +137,7 @@ def best_rate(drafts: Drafts, load: Load) -> float:
     in_turn = (rows + drafted * gains) / np.maximum(2 * half, half + gap_s + ready_s)
     ahead_s = np.maximum(_pass_s(rows + drafted * hits * nodes, load) + gap_s, ready_s)
     ahead = (rows + drafted * hits * gains) / ahead_s
-    return float(max(waiting.max(), in_turn.max(), ahead.max()))
+    return load.num_groups * float(max(waiting.max(), in_turn.max(), ahead.max()))
 
 
 def _pass_s(num_tokens: NDArray[np.float64], load: Load) -> NDArray[np.float64]:

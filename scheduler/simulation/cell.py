@@ -1,4 +1,4 @@
-"""A modelled cell: one target, drafter workers, a scheduler that may be restarted, and those who ask."""
+"""A modelled cell: target groups, drafter workers, a scheduler that may be restarted, and those who ask."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class CellModel:
     target_wire: Wire
     drafter_wire: Wire
     max_queued_requests: int = 1_000_000
+    num_target_groups: int = 1
 
 
 class Cell:
@@ -41,7 +42,10 @@ class Cell:
         self.rng = rng
         self.trace = trace
         self.agenda = Agenda()
-        self.target_host = Host(lambda: Target(self.agenda, model.target, model.law, rng))
+        self.target_hosts = {
+            target: Host(partial(Target, self.agenda, target, model.target, model.law, rng))
+            for target in (f"t{i}" for i in range(model.num_target_groups))
+        }
         self.drafter_hosts = {
             worker: Host(partial(DrafterWorker, self.agenda, worker, drafters, model.law, rng))
             for worker, drafters in model.workers.items()
@@ -96,8 +100,7 @@ class Cell:
 
     def start(self) -> None:
         """Whatever of it does not run."""
-        self.target_host.start()
-        for host in self.drafter_hosts.values():
+        for host in (*self.target_hosts.values(), *self.drafter_hosts.values()):
             host.start()
         if self.scheduler is None:
             self.start_scheduler()
@@ -106,10 +109,10 @@ class Cell:
         """A new life: numbers, epochs and passes count from 1 again."""
         self._numbers, self._streams = count(1), {}
         scheduler = Scheduler(self.agenda, self._make_core(self.model.core), self._deliver, self.trace)
-        target = self._link(
-            scheduler, self.target_host, self.model.target_wire, TargetUp(self.model.target.facts), TargetDown()
-        )
-        scheduler.target_link = target
+        for target, host in self.target_hosts.items():
+            target_up, target_down = TargetUp(self.model.target.facts, target), TargetDown(target)
+            link = self._link(scheduler, host, self.model.target_wire, target_up, target_down)
+            scheduler.target_links[target] = link
         for worker, host in self.drafter_hosts.items():
             drafters = self.model.workers[worker]
             up = DrafterUp(worker, [each.name for each in drafters], frozenset(d.name for d in drafters if d.draws))
@@ -139,9 +142,10 @@ class Cell:
             self.agenda.after(notice_s, partial(link.notice, process))
 
     @property
-    def target(self) -> Target | None:
-        process = self.target_host.process
-        return process if isinstance(process, Target) else None
+    def targets(self) -> list[Target]:
+        """Those that run."""
+        processes = [host.process for host in self.target_hosts.values()]
+        return [process for process in processes if isinstance(process, Target)]
 
     @property
     def drafter_workers(self) -> dict[str, DrafterWorker]:

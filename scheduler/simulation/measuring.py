@@ -16,25 +16,24 @@ class Snapshot:
 
     time_s: float
     num_passes: int
-    num_pass_tokens: int  # computed by the target
+    num_pass_tokens: int  # computed by the target groups
     num_rows: int  # in its passes
     target_busy_s: float
-    bubble_s: float  # the target had no pass while requests ran
+    bubble_s: float  # a target group had no pass while requests ran there
     drafters_busy_s: float
     num_nodes: int  # that drafters told
 
     @classmethod
     def of(cls, cell: Cell) -> Snapshot:
-        assert cell.target is not None
         assert cell.scheduler is not None
-        counts = cell.target.counts
+        counts = [target.counts for target in cell.targets]
         drafters = [drafter for worker in cell.drafter_workers.values() for drafter in worker.drafters.values()]
         return cls(
             time_s=cell.agenda.now_s,
-            num_passes=counts.num_passes,
-            num_pass_tokens=counts.num_tokens,
-            num_rows=counts.num_rows,
-            target_busy_s=counts.busy_s,
+            num_passes=sum(each.num_passes for each in counts),
+            num_pass_tokens=sum(each.num_tokens for each in counts),
+            num_rows=sum(each.num_rows for each in counts),
+            target_busy_s=sum(each.busy_s for each in counts),
             bubble_s=cell.scheduler.core.totals.bubble_s,
             drafters_busy_s=sum(drafter.busy_s for drafter in drafters),
             num_nodes=sum(drafter.num_nodes for drafter in drafters),
@@ -61,7 +60,7 @@ class Report:
     rows_per_pass: float
     tokens_per_pass: float  # that the target computes, nodes and prompts included
     pass_ms: float
-    bubble: float  # share of the time in which the target had no pass while requests ran
+    bubble: float  # share of the time in which a target group had no pass while requests ran there
     drafters_busy: float  # share
     dollars_per_million_tokens: float
 
@@ -105,7 +104,7 @@ def _per_token_s(client: Client) -> float:
 def _dollars_per_s(scenario: Scenario, strategy: str) -> float:
     """Plain decoding has no drafters to pay for."""
     drafters = sum(section.workers * section.price_per_hour for section in scenario.drafters)
-    return (scenario.target.price_per_hour + (drafters if strategy != "plain" else 0.0)) / 3600
+    return (scenario.target.groups * scenario.target.price_per_hour + (drafters if strategy != "plain" else 0.0)) / 3600
 
 
 def _spread(seconds: Sequence[float]) -> Spread:

@@ -15,6 +15,7 @@ from scheduler.simulation.cell import Cell
 from scheduler.simulation.drafter import Drafter
 from scheduler.simulation.link import Host, Link
 from scheduler.simulation.tampering import tampered
+from scheduler.simulation.target import Target
 
 _MAX_STRAY_S = 4.0  # by which a copy of a report may come late
 
@@ -27,6 +28,7 @@ class Mischief:
         self.skipped_s = 0.0
         kinds: list[Callable[[], None]] = [
             self._crash_target,
+            self._crash_all_targets,
             self._crash_drafter,
             self._lose_session,
             self._cut,
@@ -62,8 +64,8 @@ class Mischief:
     def heal(self) -> None:
         """From now on everything runs, and runs well; what hangs or is cut comes back in its time."""
         self._tampers = self._strays = 0.0
-        if self._cell.target is not None:
-            self._cell.target.slowness, self._cell.target.num_squatted_blocks = 1.0, 0
+        for target in self._cell.targets:
+            target.slowness, target.num_squatted_blocks = 1.0, 0
         for drafter in self._drafters():
             drafter.slowness = 1.0
         is_new = self._cell.scheduler is None
@@ -74,7 +76,11 @@ class Mischief:
     # ── processes ───────────────────────────────────────────────────────────────────────────────────
 
     def _crash_target(self) -> None:
-        self._crash(self._cell.target_host)
+        self._crash(self._rng.choice([*self._cell.target_hosts.values()]))
+
+    def _crash_all_targets(self) -> None:
+        for host in self._cell.target_hosts.values():
+            self._crash(host)
 
     def _crash_drafter(self) -> None:
         hosts = list(self._cell.drafter_hosts.values())
@@ -88,8 +94,7 @@ class Mischief:
         self._cell.agenda.after(self._rng.choice([0.05, 0.5, 3.0]), host.start)
 
     def _restart_what_is_down(self) -> None:
-        self._cell.target_host.start()
-        for host in self._cell.drafter_hosts.values():
+        for host in (*self._cell.target_hosts.values(), *self._cell.drafter_hosts.values()):
             host.start()
 
     def _restart_scheduler(self) -> None:
@@ -117,16 +122,16 @@ class Mischief:
     def _slow(self) -> None:
         factor = self._rng.choice([3.0, 30.0, 300.0])
         self._note(f"a worker is {factor:g} times slower")
-        worker = self._rng.choice([self._cell.target, *self._drafters()])
-        if worker is not None:
-            worker.slowness = self._rng.choice([1.0, factor])
+        workers = self._workers()
+        if workers:
+            self._rng.choice(workers).slowness = self._rng.choice([1.0, factor])
 
     def _hang(self) -> None:
         seconds = self._rng.choice([0.3, 1.0, 3.0]) * self._timeout_s
         self._note(f"a worker hangs for {seconds:g} s")
-        worker = self._rng.choice([self._cell.target, *self._drafters()])
-        if worker is not None:
-            worker.hangs_until_s = self._cell.agenda.now_s + seconds
+        workers = self._workers()
+        if workers:
+            self._rng.choice(workers).hangs_until_s = self._cell.agenda.now_s + seconds
 
     def _forget(self) -> None:
         drafters = self._drafters()
@@ -136,10 +141,10 @@ class Mischief:
 
     def _squat(self) -> None:
         """Somebody else takes KV blocks, and gives back what was taken before."""
-        if self._cell.target is not None:
-            num_blocks = self._cell.model.target.facts.num_kv_blocks
-            self._cell.target.num_squatted_blocks = self._rng.choice([self._rng.randint(0, num_blocks), num_blocks])
-            self._note(f"{self._cell.target.num_squatted_blocks} of {num_blocks} KV blocks are taken")
+        if self._cell.targets:
+            target, num_blocks = self._rng.choice(self._cell.targets), self._cell.model.target.facts.num_kv_blocks
+            target.num_squatted_blocks = self._rng.choice([self._rng.randint(0, num_blocks), num_blocks])
+            self._note(f"{target.num_squatted_blocks} of {num_blocks} KV blocks are taken")
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,6 +201,9 @@ class Mischief:
 
     def _links(self) -> list[Link]:
         return self._cell.scheduler.links if self._cell.scheduler is not None else []
+
+    def _workers(self) -> list[Target | Drafter]:
+        return [*self._cell.targets, *self._drafters()]
 
     def _drafters(self) -> list[Drafter]:
         return [drafter for worker in self._cell.drafter_workers.values() for drafter in worker.drafters.values()]

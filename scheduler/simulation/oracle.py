@@ -99,17 +99,18 @@ def excuse_unanswered(client: Client, num_resets: int) -> None:
 
 
 def _judge_leaks(cell: Cell, findings: Findings) -> None:
-    scheduler, target = cell.scheduler, cell.target
+    scheduler = cell.scheduler
     if scheduler is not None:
         core = scheduler.core
         if core.num_running or core.num_queued:
             findings.note("leaked", f"the core has {core.num_running} running and {core.num_queued} queued requests")
         if core.next_wakeup_s() is not None:
             findings.note("leaked", f"the core wants to be woken at {core.next_wakeup_s()}")
-    if target is not None and target.num_requests:
-        findings.note("leaked", f"the target holds {target.num_requests} requests")
-    if target is not None and target.num_free_blocks != cell.model.target.facts.num_kv_blocks:
-        findings.note("leaked", f"the target has {target.num_free_blocks} free KV blocks")
+    for target in cell.targets:
+        if target.num_requests:
+            findings.note("leaked", f"a target holds {target.num_requests} requests")
+        if target.num_free_blocks != cell.model.target.facts.num_kv_blocks:
+            findings.note("leaked", f"a target has {target.num_free_blocks} free KV blocks")
     for worker, process in cell.drafter_workers.items():
         if process.num_requests:
             findings.note("leaked", f"drafter worker {worker} holds {process.num_requests} requests")

@@ -92,6 +92,7 @@ def cell_model(scenario: Scenario, strategy: Strategy) -> CellModel:
         core=CoreConfig(max_running_requests=scenario.core.max_running_requests, run_ahead=strategy.run_ahead),
         target_wire=_wire(network.target_rtt_ms, network.jitter_ms),
         drafter_wire=_wire(network.drafter_rtt_ms, network.jitter_ms),
+        num_target_groups=target.groups,
     )
 
 

@@ -63,13 +63,14 @@ class CostSection(Section):
 
 
 class TargetSection(Section):
+    groups: Count = Field(default=1, description="target groups, each like the other")
     cost: CostSection
     max_pass_tokens: Count
     num_kv_blocks: Count
     block_size: Count = 16
     vocab_size: Count = 32_000
     spread: Share = Field(default=0.02, description="a pass takes up to so much more or less, as a share")
-    price_per_hour: NotNegative = Field(default=0.0, description="of the whole target group, in dollars")
+    price_per_hour: NotNegative = Field(default=0.0, description="of one target group, with all its ranks, in dollars")
 
 
 class DrafterSection(Section):

@@ -110,6 +110,7 @@ def draw_cell(rng: Random) -> CellModel:
         target_wire=_draw_wire(rng),
         drafter_wire=_draw_wire(rng),
         max_queued_requests=rng.choice([2, 100]),
+        num_target_groups=rng.choice([1, 1, 2, 2, 3]),
     )
 
 

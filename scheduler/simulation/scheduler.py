@@ -30,7 +30,7 @@ class Scheduler:
 
     def __init__(self, agenda: Agenda, core: Core, deliver: Deliver, trace: Trace | None = None) -> None:
         self.core = core
-        self.target_link: Link | None = None
+        self.target_links: dict[str, Link] = {}
         self.drafter_links: dict[str, Link] = {}
         self._agenda = agenda
         self._deliver = deliver
@@ -73,16 +73,16 @@ class Scheduler:
             if self._trace is not None:
                 self._trace.note(now_s, "does", command)
             match command:
-                case SendPass() | ReleaseTarget():
-                    if self.target_link is not None:
-                        self.target_link.send(command)
+                case SendPass(target=target) | ReleaseTarget(target=target):
+                    if target in self.target_links:
+                        self.target_links[target].send(command)
                 case SendOrder(worker=worker) | ReleaseDrafter(worker=worker):
                     if worker in self.drafter_links:
                         self.drafter_links[worker].send(command)
-                case ResetTarget():
+                case ResetTarget(target=target):
                     self.num_resets += 1
-                    if self.target_link is not None:  # the link's task ends a moment later, as asyncio's do
-                        self._agenda.after(0.0, self.target_link.lose)
+                    if target in self.target_links:  # the link's task ends a moment later, as asyncio's do
+                        self._agenda.after(0.0, self.target_links[target].lose)
                 case Emit() | Finish():
                     self._deliver(command)
         self._set_timer()
@@ -127,5 +127,4 @@ class Scheduler:
 
     @property
     def links(self) -> list[Link]:
-        target = [self.target_link] if self.target_link is not None else []
-        return [*target, *self.drafter_links.values()]
+        return [*self.target_links.values(), *self.drafter_links.values()]

@@ -12,7 +12,7 @@ from random import Random
 from outrider.draft_law import DraftLaw
 from outrider.errors import InternalError, InvalidRequest, NoTokenLeft, OutriderError
 from outrider.types import TokenLogprobs
-from scheduler.events import Event, Grown, Growth, PassDone, RowOutcome
+from scheduler.events import Event, Grown, Growth, PassDone, RowOutcome, RowStatus
 
 Excuse = Callable[[int, type[OutriderError]], None]  # the request may end with this error
 
@@ -80,8 +80,10 @@ def _spoil_outcomes(outcomes: Sequence[RowOutcome], rng: Random, vocab_size: int
         case 5:
             del spoiled[index]
         case 6:
-            excuse(outcome.request, InvalidRequest)  # of one that is resumed: its tokens are no beginning
-            spoiled[index] = replace(outcome, status=rng.choice(["invalid", "failed"]), tokens=(), detail="spoiled")
+            status: RowStatus = rng.choice(["invalid", "failed"])
+            if status == "invalid":  # which is the client's own fault where it resumes with other tokens
+                excuse(outcome.request, InvalidRequest)
+            spoiled[index] = replace(outcome, status=status, tokens=(), detail="spoiled")
         case 7:
             spoiled[index] = replace(outcome, logprobs=[*outcome.logprobs, TokenLogprobs(0.0, (), ())])
         case _ if outcome.tokens:

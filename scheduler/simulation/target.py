@@ -56,8 +56,9 @@ class _Held:
 
 
 class Target:
-    def __init__(self, agenda: Agenda, model: TargetModel, law: Law, rng: Random) -> None:
+    def __init__(self, agenda: Agenda, address: str, model: TargetModel, law: Law, rng: Random) -> None:
         self._agenda = agenda
+        self._address = address
         self._model = model
         self._law = law
         self._rng = rng
@@ -125,7 +126,7 @@ class Target:
         spread = self._rng.uniform(-self._model.spread, self._model.spread) if self._model.spread else 0.0
         pass_s = self._model.pass_s(len(rows), max(num_tokens, 1), context_len) * self.slowness * (1 + spread)
         self._is_busy = True
-        done = PassDone(pass_id, outcomes, max(self.num_free_blocks, 0), pass_s, idle_s, num_tokens)
+        done = PassDone(pass_id, outcomes, max(self.num_free_blocks, 0), pass_s, idle_s, num_tokens, self._address)
         self._agenda.after(pass_s, partial(self._end_pass, session, done))
 
     def _end_pass(self, session: int, done: PassDone) -> None:

@@ -47,7 +47,19 @@ SERVER_INFO = pb.GetServerInfoResponse(
         busy_s=1.5,
         bubble_s=0.5,
     ),
-    targets=[pb.WorkerInfo(name="target-0", kind="target", model="tiny", state=pb.WORKER_STATE_READY, num_ranks=4)],
+    targets=[
+        pb.WorkerInfo(
+            name="target-0",
+            kind="target",
+            model="tiny",
+            state=pb.WORKER_STATE_READY,
+            num_ranks=4,
+            address="10.0.0.1:7",
+            num_running_requests=3,
+            num_free_kv_blocks=90,
+            num_kv_blocks=100,
+        )
+    ],
     drafters=[
         pb.WorkerInfo(name="ngram-0", kind="ngram", state=pb.WORKER_STATE_LATE, num_ranks=1),
         pb.WorkerInfo(name="odd-0", kind="model", state=pb.WORKER_STATE_REFUSED, detail="another vocabulary"),

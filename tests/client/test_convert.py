@@ -273,6 +273,9 @@ def test_information_keeps_every_field() -> None:
     assert (server.num_free_kv_blocks, server.num_kv_blocks) == (90, 100)
     assert (server.num_passes, server.busy_s, server.bubble_s) == (9, 1.5, 0.5)
     assert [(worker.name, worker.state, worker.num_ranks) for worker in server.targets] == [("target-0", "ready", 4)]
+    [target] = server.targets
+    assert (target.address, target.num_running_requests) == ("10.0.0.1:7", 3)
+    assert (target.num_free_kv_blocks, target.num_kv_blocks) == (90, 100)
     assert [(worker.kind, worker.state, worker.detail) for worker in server.drafters] == [
         ("ngram", "late", ""),
         ("model", "refused", "another vocabulary"),

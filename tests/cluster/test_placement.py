@@ -8,7 +8,14 @@ import pytest
 
 from cluster.config import RaySection, load_config
 from cluster.errors import PlacementError
-from cluster.placement import Machine, check_feasible, cores_of, local_resources, machines_with_room
+from cluster.placement import (
+    Machine,
+    check_feasible,
+    cores_of,
+    groups_together,
+    local_resources,
+    machines_with_room,
+)
 
 SMALL = Machine("10.0.0.1", {"CPU": 4.0, "target": 1.0, "draft": 1.0})
 LARGE = Machine("10.0.0.2", {"CPU": 16.0, "target": 2.0, "GPU": 2.0})
@@ -30,6 +37,20 @@ def test_all_ranks_must_fit_on_one_machine() -> None:
     with pytest.raises(PlacementError) as raised:
         check_feasible(config(target={"tensor_parallel": 3}), [SMALL, LARGE])
     for part in ("3 × target on one machine", "10.0.0.1 with 1 × target", "10.0.0.2 with 2 × target", '{"target": 3}'):
+        assert part in raised.value.message
+
+
+def test_each_target_group_has_a_machine_of_its_own_or_shares_one_that_has_room() -> None:
+    two = config(target={"groups": 2}, drafters=[])
+    assert local_resources(two)["target"] == 2.0
+    check_feasible(two, [LARGE])
+    check_feasible(two, [SMALL, SMALL])
+    assert [groups_together(two, machines) for machines in ([LARGE], [SMALL, SMALL])] == [2, 1]
+    wide = config(target={"groups": 2, "tensor_parallel": 2}, drafters=[])
+    check_feasible(wide, [LARGE, LARGE])
+    with pytest.raises(PlacementError) as raised:
+        check_feasible(wide, [SMALL, SMALL, LARGE])
+    for part in ("the 2 target groups need 2 × target on one machine each", "room for 1", "lower target.groups or"):
         assert part in raised.value.message
 
 

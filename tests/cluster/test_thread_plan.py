@@ -23,6 +23,12 @@ def test_workers_that_compute_share_the_cores_and_each_has_at_least_one(
     assert plan_threads(config, cores) == plan
 
 
+def test_target_groups_that_share_a_machine_share_its_cores() -> None:
+    config = load_config(None, {"target": {"groups": 2, "tensor_parallel": 2}, "drafters": parse_drafters(["ngram"])})
+    assert plan_threads(config, cores=16, num_groups=2).target == 4
+    assert plan_threads(config, cores=16).target == 8
+
+
 def test_explicit_numbers_win() -> None:
     config = load_config(
         None,

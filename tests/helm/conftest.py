@@ -24,6 +24,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "a Redis of yours": ("--set", "redis.enabled=true,redis.passwordSecret=r,redis.address=redis.db:6380"),
     "own Redis, OpenShift": ("--set", "redis.enabled=true,redis.passwordSecret=r,redis.runAsUser=null"),
     "hub model, ranks": ("--set", "cell.target.model=org/name,cell.target.tensor_parallel=2,models.hubTokenSecret=h"),
+    "target groups": ("--set", "cell.target.groups=2,cell.target.tensor_parallel=2"),
     "alone": ("--set-json", "cell.drafters=[]", "--set", "draft.minReplicas=0,draft.maxReplicas=0"),
     "nothing optional": ("--set", "networkPolicy.enabled=false,podDisruptionBudgets=false,upgradeStrategy=None"),
     "watched": ("--set", "metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true"),

@@ -53,6 +53,13 @@ def test_every_pod_of_the_ray_cluster_is_valid_kubernetes(release: Release) -> N
         _validate(json.dumps(pod))
 
 
+def test_each_target_group_has_a_pod(render: Render) -> None:
+    two = render("--set", "cell.target.groups=2")
+    assert (two.group("target")["minReplicas"], two.group("target")["maxReplicas"]) == (2, 2)
+    budgets = [item for item in two.objects if item["kind"] == "PodDisruptionBudget"]
+    assert {item["metadata"]["name"]: item["spec"]["minAvailable"] for item in budgets}["outrider-target"] == 2
+
+
 def test_the_ray_cluster_is_valid_to_kuberay(release: Release, ray_cluster: jsonschema.protocols.Validator) -> None:
     assert complaints(ray_cluster, release.cluster) == []
 

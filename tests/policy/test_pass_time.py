@@ -36,6 +36,19 @@ def test_a_machine_that_is_slower_in_all_is_known_after_a_few_passes() -> None:
         assert time.seconds(size, 256) == pytest.approx(1.5 * PassTime(PROFILE).seconds(size, 256), rel=0.12)
 
 
+def test_what_never_falls_is_no_less_for_more_tokens_and_no_less_than_what_is_expected() -> None:
+    """Where few tokens were measured to take longer than many, as on a machine that was busy then."""
+    time = PassTime(PROFILE)
+    for _ in range(20):
+        time.learn(1, 256, 0.038)
+        time.learn(16, 256, 0.020)
+    assert time.seconds(1, 256) > time.seconds(8, 256)
+    rising = [time.never_falling(n, 256) for n in range(1, 65)]
+    assert rising == sorted(rising)
+    assert all(r >= time.seconds(n, 256) for n, r in enumerate(rising, 1))
+    assert rising == pytest.approx(time.curve(64, 256)[1:], rel=0.05)
+
+
 def test_without_a_profile_the_curve_comes_from_the_passes() -> None:
     time = PassTime([])
     for _ in range(30):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -95,6 +97,12 @@ def test_a_pool_is_worth_what_it_adds_to_the_others() -> None:
     alone, beside = (worth_of(pool(OFTEN, without=each), 1, load(4)) for each in (None, others))
     assert beside.of_the_last == 0.0, "it says what is there already"
     assert alone.of_the_last > 0
+
+
+def test_two_target_groups_with_twice_the_rows_and_drafters_bring_twice_as_much() -> None:
+    one = worth_of(pool(OFTEN), 1, load(4, STEEP))
+    two = worth_of(pool(OFTEN), 2, replace(load(8, STEEP), num_groups=2))
+    assert [two.goodputs[0], two.goodputs[2]] == pytest.approx([2 * one.goodputs[0], 2 * one.goodputs[1]])
 
 
 def test_rows_that_may_not_use_the_pool_gain_nothing() -> None:

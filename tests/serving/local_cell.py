@@ -49,6 +49,18 @@ asyncio.run(main())
 """
 
 
+_SERVE = """
+import asyncio, sys
+from workers.target.server import TargetConfig, TargetServer
+async def main():
+    server = TargetServer(TargetConfig(model=sys.argv[1], dtype="float32", threads=1, kv_cache_bytes=int(sys.argv[2]),
+                                       profile_s=0))
+    print(await server.start(), flush=True)
+    await server.wait_failed()
+asyncio.run(main())
+"""
+
+
 class LocalCell:
     """Servers that were started, and the address of the public one."""
 
@@ -57,6 +69,7 @@ class LocalCell:
         self._client = client
         self.endpoint = ""
         self.target_address = ""
+        self.other_targets: list[str] = []
         self.drafters: dict[str, DrafterServer] = {}  # by address
 
     async def start(self, scheduler: SchedulerConfig, target: TargetConfig, drafters: Sequence[DrafterConfig]) -> None:
@@ -108,6 +121,24 @@ class LocalCell:
         await self._target.stop(0)
 
     @contextmanager
+    def target_process(self, model: str, kv_cache_bytes: int) -> Iterator[subprocess.Popen[str]]:
+        """One more target group, of one rank, in a process of its own, for as long as the block lasts: it may be
+        killed."""
+        command = [sys.executable, "-c", _SERVE, model, str(kv_cache_bytes)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                address = process.stdout.readline().strip()
+                self.other_targets.append(address)
+                self._use_drafters(list(self.drafters))
+                self.wait_ready()
+                yield process
+            finally:
+                process.kill()
+                self.other_targets.remove(address)
+                self._use_drafters(list(self.drafters))
+
+    @contextmanager
     def drafter_process(self, spec: str) -> Iterator[subprocess.Popen[str]]:
         """One more drafter worker, in a process of its own, for as long as the block lasts: it may be killed."""
         with subprocess.Popen([sys.executable, "-c", _DRAFT, spec], stdout=subprocess.PIPE, text=True) as process:
@@ -156,7 +187,7 @@ class LocalCell:
         return result
 
     def _use_drafters(self, addresses: list[str]) -> None:
-        self._run(self._scheduler.set_workers([self.target_address], addresses))
+        self._run(self._scheduler.set_workers([self.target_address, *self.other_targets], addresses))
 
     def wait_ready(self) -> None:
         """Until the target serves and every drafter is used or refused."""

@@ -70,7 +70,7 @@ class TakesAnyAnswer(Core):
     """Believes an answer to whatever pass, in whatever epoch, for whatever committed_len."""
 
     def _finish_pass(self, done: PassDone, now_s: float) -> None:
-        known = any(each.pass_id == done.pass_id for each in self._in_flight)
+        known = any(each.pass_id == done.pass_id for group in self.groups for each in group.in_flight)
         if not known:
             outcomes = {outcome.request: outcome for outcome in done.outcomes}
             for number in [number for number in outcomes if number in self._running]:
@@ -114,6 +114,11 @@ class KeepsNothingOfThePreempted(Core):
         super()._preempt(request)
 
 
+class LeavesThemWithTheLostGroup(Core):
+    def _rehouse(self) -> None:
+        pass
+
+
 class ReleasesNothingAtTheTarget(Core):
     def _release_everywhere(self, request: Request) -> None:
         self._commands += self._drafting.release(request)
@@ -153,6 +158,10 @@ def test_a_request_that_is_not_opened_again_would_never_end() -> None:
 def test_a_preempted_request_that_begins_again_would_repeat_tokens() -> None:
     tally = found_by(KeepsNothingOfThePreempted)
     assert tally.repeated + tally.wrong > 0
+
+
+def test_a_request_that_stays_with_a_lost_group_would_never_end() -> None:
+    assert found_by(LeavesThemWithTheLostGroup).unended > 0
 
 
 def test_a_request_that_is_not_released_would_be_a_leak() -> None:

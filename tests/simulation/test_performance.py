@@ -45,6 +45,14 @@ def test_two_groups_hide_what_one_waits_for() -> None:
     assert two / one == pytest.approx((48 + 25 + 2 * RTT_MS) / (24 + 25 + 2 * RTT_MS), rel=0.15)
 
 
+def test_two_target_groups_serve_twice_as_many_where_each_is_full() -> None:
+    """20 ms for 8 rows; 16 of one group wait for their places, of two for nothing."""
+    load, core = {"concurrency": 16}, {"max_running_requests": 8}
+    one, two = (goodput("plain", target={"groups": groups}, load=load, core=core) for groups in (1, 2))
+    assert 0.95 / (PASS_MS + RTT_MS) < one / 8000 < 1.02 / PASS_MS
+    assert two == pytest.approx(2 * one, rel=0.05)
+
+
 def test_the_price_gains_where_drafts_are_right_and_loses_nothing_where_they_never_are() -> None:
     plain = goodput("plain")
     assert goodput("outrider") > 1.5 * 1000 / (PASS_MS + RTT_MS), "of plain decoding that waits for each verdict"

@@ -393,7 +393,7 @@ class Load(_message.Message):
     def __init__(self, num_running_requests: _Optional[int] = ..., num_queued_requests: _Optional[int] = ..., num_free_kv_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ..., num_passes: _Optional[int] = ..., busy_s: _Optional[float] = ..., bubble_s: _Optional[float] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("name", "kind", "model", "state", "detail", "num_ranks", "num_verdicts", "acceptance")
+    __slots__ = ("name", "kind", "model", "state", "detail", "num_ranks", "num_verdicts", "acceptance", "address", "num_running_requests", "num_free_kv_blocks", "num_kv_blocks")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -402,6 +402,10 @@ class WorkerInfo(_message.Message):
     NUM_RANKS_FIELD_NUMBER: _ClassVar[int]
     NUM_VERDICTS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FREE_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: str
     model: str
@@ -410,7 +414,11 @@ class WorkerInfo(_message.Message):
     num_ranks: int
     num_verdicts: int
     acceptance: float
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., detail: _Optional[str] = ..., num_ranks: _Optional[int] = ..., num_verdicts: _Optional[int] = ..., acceptance: _Optional[float] = ...) -> None: ...
+    address: str
+    num_running_requests: int
+    num_free_kv_blocks: int
+    num_kv_blocks: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., detail: _Optional[str] = ..., num_ranks: _Optional[int] = ..., num_verdicts: _Optional[int] = ..., acceptance: _Optional[float] = ..., address: _Optional[str] = ..., num_running_requests: _Optional[int] = ..., num_free_kv_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ...) -> None: ...
 
 class Scaling(_message.Message):
     __slots__ = ("is_dry_run", "pools", "decisions")

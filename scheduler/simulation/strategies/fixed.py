@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.events import TargetFacts
+from scheduler.policy.pass_time import PassTime
 from scheduler.policy.patience import draft_is_due_s, take_nodes
 from scheduler.policy.policy import PassInFlight, PassReport, Plan, bases
 from scheduler.request import DrafterView, Request
@@ -22,6 +23,7 @@ class Fixed:
         self._num_nodes = num_nodes
         self._waits = waits
         self._num_groups = num_groups
+        self._time = PassTime([])
 
     @property
     def min_survival(self) -> float:
@@ -59,6 +61,15 @@ class Fixed:
         return now_s
 
     def note_target(self, facts: TargetFacts) -> None:
+        self._time = PassTime(facts.pass_costs)
+
+    def for_another(self) -> Fixed:
+        return Fixed(self._num_nodes, waits=self._waits, num_groups=self._num_groups)
+
+    def pass_s(self, num_rows: int, num_prompt_tokens: int, context_len: int) -> float:
+        return self._time.never_falling(num_rows + num_prompt_tokens, context_len)
+
+    def note_rows(self, num_rows: int, now_s: float) -> None:
         pass
 
     def note_pass(self, sent: PassInFlight, report: PassReport, now_s: float) -> None:
