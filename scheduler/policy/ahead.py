@@ -70,8 +70,11 @@ class Ahead:
         else:
             self._tried_after = TRIED_AFTER
 
+    def forget_left(self) -> None:
+        self._ahead = None
+
     def note_usual(self, draft: Draft, wait_s: float) -> None:
-        """A pass without prompts that had waited for its verdicts, and so long for drafts."""
+        """A pass that had waited for its verdicts, and so long for drafts."""
         self._num_usual = min(self._num_usual + 1, _MEMORY)
         self.usual = self.usual.towards(draft, 1 / self._num_usual)
         self.wait_s += (wait_s - self.wait_s) / self._num_usual

@@ -51,7 +51,7 @@ class Price:
         self._time = PassTime([])
         self._pace = Pace()
         self._drafters = drafters or Drafters()
-        self._ahead = Ahead()
+        self._ahead = Ahead(), Ahead()  # of passes without prompts, and with some
         self._ready_since_s: float | None = None  # rows could have gone into a pass, and none was under way
         self._worth_verifying = MIN_FLOOR  # the survival of a node that is just worth its time
         self._nodes_per_row = 0.0  # that are verified, in the mean
@@ -132,8 +132,10 @@ class Price:
             gain = sum(row.gain for row in rows)
             if num_tokens == num_choosing:
                 self._decoding += _SMOOTHING * (chosen.price - self._decoding)
-                wait_s = 0.0 if self._ready_since_s is None else now_s - self._ready_since_s
-                self._ahead.note_usual(Draft(gain / num_choosing, num_nodes / num_choosing), wait_s)
+            wait_s = 0.0 if self._ready_since_s is None else now_s - self._ready_since_s
+            draft = Draft(gain / num_choosing, num_nodes / num_choosing)
+            self._ahead[num_tokens > num_choosing].note_usual(draft, wait_s)
+            self._ahead[num_tokens == num_choosing].forget_left()
             self._note_missing_drafts(rows, num_choosing + gain)
             self._context_len = mean_context(rows)
         return Plan(rows)
@@ -147,28 +149,25 @@ class Price:
         running, others = [row for row in rows if row.is_ahead], [row for row in rows if not row.is_ahead]
         num_running = sum(not row.is_chunk for row in running)
         num_choosing = num_running + sum(not row.is_chunk for row in others)
-        if self._ahead.may_pay:
-            more = num_running * self._ahead.more.num_nodes
-            saved_s = self._round_s(_size(others), _size(running) + more, takes_turns, context_len) - chosen.pass_s
-            of_each = 1 + self._ahead.usual.num_nodes
-            sizes = (num_choosing - num_running) * of_each, num_running * of_each
-            if self._ahead.pays(num_choosing, num_running, saved_s, self._round_s(*sizes, takes_turns, context_len)):
-                self._ahead.note_ahead()
+        ahead = self._ahead[sum(row.num_tokens for row in rows) > num_choosing]
+
+        def round_s(one: float, other: float) -> float:
+            """Of two groups of so many tokens, in turn or together, where verdicts are waited for."""
+            if takes_turns:
+                return self._pace.in_turn_s(round(one), round(other), lambda num: self._time.seconds(num, context_len))
+            return self._time.seconds(round(one + other), context_len) + self._pace.turnaround_s + ahead.wait_s
+
+        if ahead.may_pay:
+            saved_s = round_s(_size(others), _size(running) + num_running * ahead.more.num_nodes) - chosen.pass_s
+            of_each = 1 + ahead.usual.num_nodes
+            usual_s = round_s((num_choosing - num_running) * of_each, num_running * of_each)
+            if ahead.pays(num_choosing, num_running, saved_s, usual_s):
+                ahead.note_ahead()
                 return Plan(rows)
         if num_running:
             drafts = [(row.gain, row.num_expected_nodes) for row in running]
-            self._ahead.note_left(Draft(*(sum(each) / num_running for each in zip(*drafts, strict=True))))
+            ahead.note_left(Draft(*(sum(each) / num_running for each in zip(*drafts, strict=True))))
         return None
-
-    def _round_s(self, one: float, other: float, takes_turns: bool, context_len: int) -> float:
-        """Of two groups of so many tokens, in turn or together, where verdicts are waited for."""
-
-        def pass_s(num_tokens: int) -> float:
-            return self._time.seconds(num_tokens, context_len)
-
-        if takes_turns:
-            return self._pace.in_turn_s(round(one), round(other), pass_s)
-        return pass_s(round(one + other)) + self._pace.turnaround_s + self._ahead.wait_s
 
     def _select(
         self, rows: Sequence[Base], weights: NDArray[np.float64] | None, seconds: NDArray[np.float64]
@@ -247,7 +246,7 @@ class Price:
 
     def note_target(self, facts: TargetFacts) -> None:
         self._time = PassTime(facts.pass_costs)
-        self._pace, self._ahead = Pace(), Ahead()
+        self._pace, self._ahead = Pace(), (Ahead(), Ahead())
         self._max_pass_tokens = facts.max_pass_tokens
 
     def for_another(self) -> Price:
