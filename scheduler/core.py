@@ -364,14 +364,13 @@ class Core:
         if outcome is None:
             self._fail(request, InternalError("the target's answer lacks the row of this request"), now_s)
             return
-        if outcome.epoch != request.target.epoch or outcome.committed_len != request.committed_len:
-            if request.sent:  # ahead of a verdict that is lost: what it comes to would follow nobody knows what
+        is_of_now = outcome.epoch == request.target.epoch and outcome.committed_len == request.committed_len
+        if not is_of_now or (row.is_ahead and outcome.status != "ok"):
+            # Of one that was ahead nobody knows what it was refused for: the next one will tell. But what is ahead of
+            # it, or of a verdict that is lost, would follow nobody knows what.
+            if request.sent:
                 self._reopen_on_target(request)
             return
-        if row.is_ahead and outcome.status != "ok":
-            if request.sent:  # ahead of this one: what it comes to would follow nobody knows what
-                self._reopen_on_target(request)
-            return  # what it was ahead of may have come out otherwise than it could; the next row is not
         match outcome.status:
             case "ok":
                 request.num_unanswered, request.refused_since_s, request.not_before_s = 0, None, float("-inf")

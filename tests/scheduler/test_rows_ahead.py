@@ -105,6 +105,19 @@ def test_one_that_is_refused_changes_nothing_and_the_next_one_is_sent_as_usual()
     assert (row.committed_len, row.is_ahead, row.epoch) == (4, False, two.first.rows[0].epoch)
 
 
+def test_what_is_ahead_of_one_that_is_refused_is_lost_with_it() -> None:
+    """Also where it says that it begins here."""
+    two = TwoPasses()
+    two.answer(two.first, 3, [5])
+    [third] = passes(two.next_tick())
+    assert third.rows[0].is_ahead
+    two.answer(two.second, 4, [], status="failed")
+    commands = two.answer(third, 4, [7])
+    assert emitted(commands) == []
+    [again] = passes(commands)
+    assert (again.rows[0].tokens, again.rows[0].is_ahead) == ([1, 2, 3, 5], False)
+
+
 def test_a_target_that_answers_the_second_one_first_has_lost_its_place() -> None:
     two = TwoPasses()
     [reset] = two.answer(two.second, 4, [6])
