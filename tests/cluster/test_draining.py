@@ -60,7 +60,7 @@ class World:
         config: dict[str, Any] = {"target": {"model": "m"}, "autoscale": {"drain_s": 7.0}}
         self.cell = Cell(load_config(None, config))
         self.scheduler = Scheduler(self.log)
-        self.cell.scheduler, self.cell.target = self.scheduler, Target()  # type: ignore[assignment]
+        self.cell.scheduler, self.cell.targets = self.scheduler, [Target()]  # type: ignore[assignment]
         self.cell.drafters = [Drafter(address, self.log) for address in addresses]
 
 
