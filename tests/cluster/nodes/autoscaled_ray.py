@@ -56,7 +56,7 @@ class AutoscaledRay:
         """By pool. A cell has to be connected."""
         import ray
 
-        nodes: list[Any] = await asyncio.to_thread(ray.nodes)  # type: ignore[no-untyped-call]
+        nodes: list[Any] = await asyncio.to_thread(ray.nodes)
         alive = [node["Resources"] for node in nodes if node["Alive"]]
         return Counter(pool for pool in ("target", "draft") for resources in alive if pool in resources)
 
@@ -70,7 +70,7 @@ class AutoscaledRay:
         from ray.cluster_utils import Cluster
 
         port = int(free_address().rpartition(":")[2])
-        config = self._config(f"{get_node_ip_address()}:{port}")
+        config = self._config(f"{get_node_ip_address()}:{port}")  # type: ignore[no-untyped-call]
         self._config_file.write_text(json.dumps(config), encoding="utf-8")
         known_as = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID, "RAY_CLOUD_INSTANCE_ID": _HEAD_ID}
         head = {"num_cpus": 0, "gcs_server_port": port, "env_vars": known_as, **COMMON}

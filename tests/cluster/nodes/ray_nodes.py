@@ -82,8 +82,8 @@ class RayNodes:
 
     async def announce_end(self, node: Any, within_s: float) -> None:
         """What Ray is told of a node that is pre-empted: it goes away, and nothing new is placed there."""
-        from ray._raylet import GcsClient
-        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
         self._forget(node)
         deadline_ms = int((time.time() + within_s) * 1000)
