@@ -26,7 +26,7 @@ import psutil
 import typer
 
 from benchmarks.measure import checkpoint_of, rounded
-from benchmarks.scheduler import PROMPT_LEN, serve_scheduler, serve_workers, when_ready
+from benchmarks.scheduler import POLL_S, PROMPT_LEN, START_POLLS, serve_scheduler, serve_workers, when_ready
 from outrider import AsyncClient, Resuming, SamplingParams
 from outrider.errors import Overloaded
 
@@ -48,6 +48,15 @@ async def ask(client: AsyncClient, *, vanishes: bool) -> str:
     return "answered"
 
 
+async def when_idle(client: AsyncClient) -> None:
+    for _ in range(START_POLLS):
+        info = await client.server_info()
+        if not info.num_running_requests and not info.num_queued_requests:
+            return
+        await asyncio.sleep(POLL_S)
+    raise TimeoutError("requests are left")
+
+
 async def waves(endpoint: str, scheduler: psutil.Process, requests: int, num_waves: int) -> dict[str, object]:
     rss_mb: list[float] = []
     ends: Counter[str] = Counter()
@@ -57,8 +66,7 @@ async def waves(endpoint: str, scheduler: psutil.Process, requests: int, num_wav
         ends.update(
             await asyncio.gather(*(ask(clients[i % NUM_CONNECTIONS], vanishes=i % 4 == 0) for i in range(requests)))
         )
-        while (info := await clients[0].server_info()).num_running_requests or info.num_queued_requests:
-            await asyncio.sleep(0.1)
+        await when_idle(clients[0])
         for client in clients:
             await client.close()
         rss_mb.append(scheduler.memory_info().rss / MB)
