@@ -3,8 +3,8 @@
     python -m benchmarks.overlap --drafter model:PATH --drafter suffix
 
 The target has core 0 for itself, the drafter worker core 1, which it shares with the scheduler and the clients. Links
-go through a relay that holds every byte back for half a round trip. For each round trip and concurrency the three modes
-serve the same prompts in turn:
+with a round trip go through a relay, in the scheduler's process, that holds every byte back for half of it; those with
+none are direct. For each round trip and concurrency the three modes serve the same prompts in turn:
 
     plain        no drafter is linked
     sequential   a row waits for its draft; nothing is drafted while a pass is in flight
@@ -136,14 +136,16 @@ async def compare(
     rows: list[dict[str, object]] = []
     async with AsyncExitStack() as stack:
         relays = [Relay(target), Relay(drafters)]
-        to_target, to_drafters = [await stack.enter_async_context(relay) for relay in relays]
-        clients = {mode: await start(mode, to_target, to_drafters, max_nodes, stack) for mode in MODES}
+        relayed = [await stack.enter_async_context(relay) for relay in relays]
+        servers = {mode: await start(mode, max_nodes, stack) for mode in MODES}
+        clients = {mode: client for mode, (_, client) in servers.items()}
         prompts = [prompt.text for prompt in held_out_prompts()]
-        for mode in MODES:  # what is learned of drafters and passes
-            await serve(clients[mode], prompts[:4], WARM_UP_TOKENS, 2)
         for rtt_ms in rtts_ms:
             for relay in relays:
                 relay.delay_s = rtt_ms / 2000
+            for mode, (server, client) in servers.items():
+                await link(server, client, *(relayed if rtt_ms else (target, drafters)), drafts=mode != "plain")
+                await serve(client, prompts[:4], WARM_UP_TOKENS, 2)  # what is learned of drafters and passes
             for concurrency in concurrencies:
                 asked = [prompts[i * 7 % len(prompts)] for i in range(2 * concurrency)]
                 runs: defaultdict[str, list[Run]] = defaultdict(list)
@@ -156,21 +158,24 @@ async def compare(
     return rows
 
 
-async def start(mode: str, target: str, drafters: str, max_nodes: int, stack: AsyncExitStack) -> AsyncClient:
+async def start(mode: str, max_nodes: int, stack: AsyncExitStack) -> tuple[SchedulerServer, AsyncClient]:
     config = SchedulerConfig(listen="127.0.0.1:0", max_nodes=max_nodes)
     if mode == "sequential":
         config = SchedulerConfig(listen="127.0.0.1:0", max_nodes=max_nodes, draft_wait_s=PATIENCE_S, run_ahead=1)
     server = SchedulerServer(config)
     stack.push_async_callback(server.stop, 0)
-    endpoint = await server.start()
-    await server.set_workers([target], [] if mode == "plain" else [drafters])
-    client = await stack.enter_async_context(AsyncClient(endpoint))
+    return server, await stack.enter_async_context(AsyncClient(await server.start()))
+
+
+async def link(server: SchedulerServer, client: AsyncClient, target: str, drafters: str, *, drafts: bool) -> None:
+    await server.set_workers([], [])
+    await server.set_workers([target], [drafters] if drafts else [])
     for _ in range(START_POLLS):
         info = await client.server_info()
         if info.state == "ready":
-            return client
+            return
         await asyncio.sleep(POLL_S)
-    raise TimeoutError(f"{mode} is not ready: {info}")
+    raise TimeoutError(f"a scheduler is not ready: {info}")
 
 
 def _rows(runs: dict[str, list[Run]], concurrency: int, rtt_ms: float) -> list[dict[str, object]]:
