@@ -55,8 +55,8 @@ class SchedulerActor(_Actor):
     async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
         await self._server.set_workers(targets, drafters)
 
-    async def drain_drafter(self, address: str, limit_s: float) -> None:
-        await self._server.drain_drafter(address, limit_s)
+    async def drain_worker(self, address: str, limit_s: float) -> None:
+        await self._server.drain_worker(address, limit_s)
 
     async def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]:
         return self._server.worth(num_drafters, most)

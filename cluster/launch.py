@@ -188,7 +188,7 @@ class Cell:
         assert self.scheduler is not None
         try:
             if part.address is not None:
-                await self.scheduler.drain_drafter(part.address, self.config.autoscale.drain_s)
+                await self.scheduler.drain_worker(part.address, self.config.autoscale.drain_s)
         except WorkerFailed as error:
             log.warning("%s was not drained: %s", part.name, error)
 

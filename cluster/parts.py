@@ -151,9 +151,9 @@ class SchedulerPart(ActorPart):
     async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], timeout_s: float) -> None:
         await self._processes[0].call("set_workers", list(targets), list(drafters), timeout_s=timeout_s)
 
-    async def drain_drafter(self, address: str, limit_s: float) -> None:
-        """Returns when nothing is drafted there any more, or after the limit."""
-        await self._call("drain_drafter", address, limit_s, timeout_s=limit_s + _ANSWER_S)
+    async def drain_worker(self, address: str, limit_s: float) -> None:
+        """Returns when no request is on this drafter, or target group, any more, or after the limit."""
+        await self._call("drain_worker", address, limit_s, timeout_s=limit_s + _ANSWER_S)
 
     async def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]:
         """What drafters are worth, by name, if there were so many; looked at up to `most` of them."""

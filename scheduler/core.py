@@ -50,6 +50,7 @@ from scheduler.events import (
     Stopped,
     Submitted,
     TargetDown,
+    TargetLeaving,
     TargetUp,
     Tick,
 )
@@ -59,6 +60,7 @@ from scheduler.policy.price import Price
 from scheduler.policy.worth import Lack, Worth
 from scheduler.request import DrafterHealth, Request, SentRow, TargetView
 from scheduler.routing import choose
+from scheduler.target_group import TargetGroup
 from scheduler.target_groups import TargetGroups
 from scheduler.totals import Totals
 from scheduler.waitlist import Waitlist
@@ -118,7 +120,8 @@ class Core:
 
     @property
     def has_target(self) -> bool:
-        return len(self.groups) > 0
+        """On which a request may start."""
+        return len(self.groups.staying) > 0
 
     def totals_now(self) -> Totals:
         return self.totals.with_those(request.stats for request in self._requests.values())
@@ -132,8 +135,9 @@ class Core:
         return all(self._drafting.is_starved(health, policy) for policy in self.groups.policies)
 
     def num_requests_on(self, worker: str) -> int:
-        """That the drafters of this worker draft for."""
-        return self._drafting.num_requests_on(worker)
+        """That the drafters of this worker draft for, or that run on this target group."""
+        group = self.groups.get(worker)
+        return self._drafting.num_requests_on(worker) if group is None else len(group.running)
 
     def worth(self, num_drafters: Mapping[str, int], most: int, now_s: float) -> dict[str, Worth | Lack]:
         """Of the drafters of each name, if there were so many, and with up to `most`; or why that is not known."""
@@ -174,6 +178,10 @@ class Core:
             case TargetDown(target):
                 self._lose_group(target)
                 self._rehouse()
+            case TargetLeaving(target):
+                leaving = self.groups.retire(target)
+                if leaving is not None:
+                    self._move_from(leaving)
             case PassDone():
                 self._finish_pass(event, now_s)
             case DrafterUp(worker, drafters, drawing):
@@ -198,7 +206,7 @@ class Core:
 
     def _start_queued(self, now_s: float) -> None:
         """Start requests, in their order, while there is room for them, or for those below them to give way."""
-        while len(self.groups):
+        while self.groups.staying:
             request = self._waitlist.next(self._may_start)
             if request is None:
                 return
@@ -208,7 +216,7 @@ class Core:
                 limit = f"the target's KV cache holds {largest.num_blocks} blocks of {largest.block_size} tokens"
                 self._fail(request, Overloaded(f"the request may come to need {needed} KV blocks: {limit}"), now_s)
                 continue
-            chosen = choose(request, self.groups)
+            chosen = choose(request, self.groups.staying)
             if chosen is None:
                 return
             group, given = chosen
@@ -296,7 +304,7 @@ class Core:
             self._commands.append(ReleaseTarget(request.number, request.target.epoch, group.address))
         self._commands += self._drafting.release(request)
 
-    # ── groups that are lost ────────────────────────────────────────────────────────────────────────
+    # ── groups that are lost, or are to be left ─────────────────────────────────────────────────────
 
     def _lose_group(self, address: str) -> None:
         """Its requests are to be opened elsewhere: where, `_rehouse` says."""
@@ -309,19 +317,31 @@ class Core:
 
     def _rehouse(self) -> None:
         """Requests whose group was lost go to others that have room, the most urgent ones first. Those for whom there
-        is none wait as if they had been preempted. While no group is there at all, all of them stay as they are."""
-        if not self._stranded or not len(self.groups):
+        is none wait as if they had been preempted. While there is no group for them, all of them stay as they are."""
+        if not self._stranded or not self.groups.staying:
             return
         stranded, self._stranded = self._stranded, {}
         left: list[Request] = []
         for request in sorted(stranded.values(), key=lambda each: each.new.service_class):
-            chosen = choose(request, self.groups)
+            chosen = choose(request, self.groups.staying)
             if chosen is None or chosen[1]:
                 left.append(request)
             else:
                 chosen[0].take(request, request.target.epoch)
         for request in reversed(left):
             self._put_back(request)
+
+    def _move_from(self, group: TargetGroup) -> None:
+        """Requests of a group that is to be left go to others that have room, the most urgent ones first, and none
+        while its next token is being computed here. The rest runs on, until there is room or the group is gone."""
+        waiting = [each for each in group.running.values() if all(row.is_ahead for row in each.sent)]
+        for request in sorted(waiting, key=lambda each: each.new.service_class):
+            chosen = choose(request, self.groups.staying)
+            if chosen is not None and not chosen[1]:
+                self._commands.append(ReleaseTarget(request.number, request.target.epoch, group.address))
+                group.drop(request)
+                self._reopen_on_target(request)
+                chosen[0].take(request, request.target.epoch)
 
     def _reopen_on_target(self, request: Request) -> None:
         request.sent = []
@@ -358,6 +378,8 @@ class Core:
             if request is None or row is None:
                 continue  # cancelled, past its deadline, or on another group, while the pass ran
             self._take_outcome(request, row, outcomes.get(number), now_s)
+        if group.is_leaving:
+            self._move_from(group)
         group.had_work = bool(group.running)
 
     def _take_outcome(self, request: Request, row: SentRow, outcome: RowOutcome | None, now_s: float) -> None:

@@ -129,6 +129,13 @@ class TargetDown:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetLeaving:
+    """The target group is there, and is to be left: whatever starts does so elsewhere."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class PassDone:
     pass_id: int
     outcomes: Sequence[RowOutcome]
@@ -198,6 +205,7 @@ Event = (
     | Stopped
     | TargetUp
     | TargetDown
+    | TargetLeaving
     | PassDone
     | DrafterUp
     | DrafterLeaving

@@ -136,11 +136,11 @@ class SchedulerServer:
         assert self._driver is not None, "start() comes first"
         await self._driver.set_workers(targets, drafters)
 
-    async def drain_drafter(self, address: str, limit_s: float) -> None:
-        """Give a worker no new order. Returns when no request drafts there any more, or after `limit_s`; then leave it
-        out of `set_workers`."""
+    async def drain_worker(self, address: str, limit_s: float) -> None:
+        """Give a drafter no new order, a target group no new request. Returns when no request is on it any more, or
+        after `limit_s`; then leave it out of `set_workers`."""
         assert self._driver is not None, "start() comes first"
-        await self._driver.drain_drafter(address, limit_s)
+        await self._driver.drain_worker(address, limit_s)
 
     def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]:
         """What drafters are worth, by name, if there were so many; looked at up to `most` of them."""

@@ -42,7 +42,7 @@ class Scheduler:
     async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], timeout_s: float) -> None:
         self._log.append(f"use {' '.join(drafters)}")
 
-    async def drain_drafter(self, address: str, limit_s: float) -> None:
+    async def drain_worker(self, address: str, limit_s: float) -> None:
         self._log.append(f"drain {address} for {limit_s:g} s")
         await self.may_leave.wait()
         if self.is_lost:

@@ -57,6 +57,7 @@ class WorkerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WORKER_STATE_LATE: _ClassVar[WorkerState]
     WORKER_STATE_REFUSED: _ClassVar[WorkerState]
     WORKER_STATE_STARVED: _ClassVar[WorkerState]
+    WORKER_STATE_LEAVING: _ClassVar[WorkerState]
 SERVICE_CLASS_UNSPECIFIED: ServiceClass
 SERVICE_CLASS_INTERACTIVE: ServiceClass
 SERVICE_CLASS_STANDARD: ServiceClass
@@ -87,6 +88,7 @@ WORKER_STATE_READY: WorkerState
 WORKER_STATE_LATE: WorkerState
 WORKER_STATE_REFUSED: WorkerState
 WORKER_STATE_STARVED: WorkerState
+WORKER_STATE_LEAVING: WorkerState
 
 class GenerateRequest(_message.Message):
     __slots__ = ("request_id", "model", "text", "chat", "token_ids", "sampling", "speculation", "resume_from", "service_class")
