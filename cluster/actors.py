@@ -23,6 +23,7 @@ from outrider.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
     from scheduler.policy.worth import Lack, Worth
+    from scheduler.pressure import Pressure
 
 DRAFTER_NICENESS = 10
 
@@ -60,6 +61,9 @@ class SchedulerActor(_Actor):
 
     async def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]:
         return self._server.worth(num_drafters, most)
+
+    async def pressure(self) -> Pressure:
+        return self._server.pressure()
 
     async def show_scaling(self, scaling: bytes) -> None:
         self._server.show_scaling(pb.Scaling.FromString(scaling))

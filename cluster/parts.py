@@ -22,6 +22,7 @@ from cluster.threads import ThreadPlan
 from outrider.tls import CellChannels
 from outrider.v1 import inference_pb2 as pb
 from scheduler.policy.worth import Lack, Worth
+from scheduler.pressure import Pressure
 
 T = TypeVar("T")
 
@@ -160,6 +161,11 @@ class SchedulerPart(ActorPart):
         worth: dict[str, Worth | Lack] = await self._call("worth", dict(num_drafters), most, timeout_s=_ANSWER_S)
         return worth
 
+    async def pressure(self) -> Pressure:
+        """What is asked of the target groups, and what they have."""
+        pressure: Pressure = await self._call("pressure", timeout_s=_ANSWER_S)
+        return pressure
+
     async def show_scaling(self, scaling: pb.Scaling) -> None:
         """For those who ask the scheduler."""
         await self._call("show_scaling", scaling.SerializeToString(), timeout_s=_ANSWER_S)
@@ -174,7 +180,7 @@ class TargetGroup(ActorPart):
     """All ranks of a target group. A rank can't be replaced alone: the others wait in a collective for the lost one."""
 
     def __init__(self, surroundings: Surroundings, number: int = 1) -> None:
-        is_only_one = surroundings.config.target.groups == 1
+        is_only_one = surroundings.config.target.max_groups == 1
         super().__init__("the target" if is_only_one else f"target group {number}", surroundings)
         self._reservation: Any = None
 

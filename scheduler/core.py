@@ -58,6 +58,7 @@ from scheduler.policy.patience import Patience
 from scheduler.policy.policy import Policy
 from scheduler.policy.price import Price
 from scheduler.policy.worth import Lack, Worth
+from scheduler.pressure import Pressure, pressure_of
 from scheduler.request import DrafterHealth, Request, SentRow, TargetView
 from scheduler.routing import choose
 from scheduler.target_group import TargetGroup
@@ -93,6 +94,8 @@ class Core:
         self._waitlist = Waitlist()
         self._running: dict[int, Request] = {}  # in order of start
         self._stranded: dict[int, Request] = {}  # those of them whose group was lost, and that no other has taken yet
+        self._full_since_s: float | None = None  # since then some request finds no room; None: all that may run do
+        self._preempted_s = float("-inf")  # when one last gave way
         self._vocab_size = 0  # of the target, also of one that is being restarted: drafters go on meanwhile
         self._deadlines: list[tuple[float, int]] = []  # a heap, of requests; those that have finished may be in it
         self._pass_ids = count(1)
@@ -142,6 +145,13 @@ class Core:
     def worth(self, num_drafters: Mapping[str, int], most: int, now_s: float) -> dict[str, Worth | Lack]:
         """Of the drafters of each name, if there were so many, and with up to `most`; or why that is not known."""
         return self.groups.worth(num_drafters, most, now_s)
+
+    def pressure(self, now_s: float) -> Pressure:
+        """On the target groups."""
+        waiting = [request for request in self._waitlist if self._may_start(request)]
+        waited_s = 0.0 if self._full_since_s is None else now_s - self._full_since_s
+        num_places, preempted_s = self._config.max_running_requests, now_s - self._preempted_s
+        return pressure_of(self.groups.staying, self._running.values(), waiting, waited_s, preempted_s, num_places)
 
     def next_wakeup_s(self) -> float | None:
         """When the core wants a Tick if nothing happens before; None: never."""
@@ -209,6 +219,7 @@ class Core:
         while self.groups.staying:
             request = self._waitlist.next(self._may_start)
             if request is None:
+                self._full_since_s = None
                 return
             largest = self.groups.largest
             needed = largest.blocks_of(request)
@@ -218,8 +229,11 @@ class Core:
                 continue
             chosen = choose(request, self.groups.staying)
             if chosen is None:
+                self._full_since_s = now_s if self._full_since_s is None else self._full_since_s
                 return
             group, given = chosen
+            if given:
+                self._preempted_s = now_s
             for each in given:
                 self._preempt(each)
             self._waitlist.start(request)

@@ -27,6 +27,7 @@ from scheduler.gate import Gate
 from scheduler.information import ServiceLimits
 from scheduler.metrics_server import MetricsServer
 from scheduler.policy.worth import Lack, Worth
+from scheduler.pressure import Pressure
 from scheduler.service import SERVICE_NAME, InferenceService
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class SchedulerConfig:
 
     listen: str = f"127.0.0.1:{DEFAULT_PORT}"
     metrics_port: int | None = None
-    num_target_groups: int = 1  # that the cell is to have; with more, calls may be refused without a hint
+    num_target_groups: int = 1  # that the cell has at most; with more, calls may be refused without a hint
     max_running_requests: int = 32  # of each target group
     max_queued_requests: int = 256
     max_nodes: int = 8
@@ -146,6 +147,11 @@ class SchedulerServer:
         """What drafters are worth, by name, if there were so many; looked at up to `most` of them."""
         assert self._driver is not None, "start() comes first"
         return self._driver.core.worth(num_drafters, most, self._driver.now_s)
+
+    def pressure(self) -> Pressure:
+        """What is asked of the target groups, and what they have."""
+        assert self._driver is not None, "start() comes first"
+        return self._driver.core.pressure(self._driver.now_s)
 
     def show_scaling(self, scaling: pb.Scaling) -> None:
         """Whoever asks for information is shown this, too."""
