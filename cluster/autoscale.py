@@ -83,9 +83,7 @@ class Autoscaler:
         worths = await self._scheduler.worth(numbers, most)
         for section, pool in self._pools:
             cost = self._cost_without(pool)
-            self._take(
-                pool, decide(self._rules, section, pool.look(), worths[section.name], cost, pool.now_s())
-            )
+            self._take(pool, decide(self._rules, section, pool.look(), worths[section.name], cost, pool.now_s()))
         pressure, groups, now_s = await self._scheduler.pressure(), self._groups, self._groups.now_s()
         peak = self._peak.note(pressure.demand, now_s)
         self._take(

@@ -1,12 +1,13 @@
 """How many target groups are wanted: a decision with its reason, from numbers alone. No I/O.
 
-The measure is the demand that the scheduler tells (scheduler/pressure.py): how many groups all requests that run or wait
-would fill, with their places or with the KV blocks that they can come to need. Price is none: a request that waits has
-no tokens at all, and the bounds say what may be spent.
+The measure is the demand that the scheduler tells (scheduler/pressure.py): how many groups all requests that run or
+wait would fill, with their places or with the KV blocks that they can come to need. Prices do not count: a request that
+waits has no tokens at all, and the bounds say what may be spent.
 
     more     once requests have waited for room for a period, or one gave way: as many as have room for all; at least
              one more, unless some are starting
-    fewer    down to the fewest that the highest demand of late leaves a share free in: peak <= (1 - hysteresis) · groups
+    fewer    down to the fewest in which the highest demand of late leaves a share free:
+             peak <= (1 - hysteresis) · groups
 
 Late is the cool-down before anything is removed. After any change nothing happens for a while, as with drafters.
 """

@@ -176,9 +176,7 @@ class Cell:
     def _autoscaler(self) -> Autoscaler:
         assert self.scheduler is not None
         crews = [Crew(partial(self._new_drafter, each), self._keep, self._let_go) for each in self.config.drafters]
-        pools = [
-            Pool(each.name, crew, time.monotonic) for each, crew in zip(self.config.drafters, crews, strict=True)
-        ]
+        pools = [Pool(each.name, crew, time.monotonic) for each, crew in zip(self.config.drafters, crews, strict=True)]
         groups = Pool(TARGET_GROUPS, Crew(self._new_group, self._keep, self._let_go), time.monotonic)
         return Autoscaler(self.config, pools, groups, self.scheduler)
 

@@ -154,7 +154,12 @@ def test_a_wrong_setting_is_answered_in_one_line_with_key_value_and_way_out(
 
 @pytest.mark.parametrize(
     ("given", "bounds"),
-    [({}, (1, 1, 1)), ({"groups": 2}, (2, 2, 2)), ({"max_groups": 3}, (1, 1, 3)), ({"groups": 2, "min_groups": 1}, (1, 2, 2))],
+    [
+        ({}, (1, 1, 1)),
+        ({"groups": 2}, (2, 2, 2)),
+        ({"max_groups": 3}, (1, 1, 3)),
+        ({"groups": 2, "min_groups": 1}, (1, 2, 2)),
+    ],
 )
 def test_the_bounds_of_target_groups_are_their_number_unless_they_are_named(
     given: dict[str, int], bounds: tuple[int, int, int]

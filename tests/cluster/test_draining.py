@@ -41,7 +41,9 @@ class Scheduler:
         self.is_lost = False
 
     async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], timeout_s: float) -> None:
-        self._log.append(f"use {' '.join(drafters)}" if targets == ["the target"] else f"use targets {' '.join(targets)}")
+        self._log.append(
+            f"use {' '.join(drafters)}" if targets == ["the target"] else f"use targets {' '.join(targets)}"
+        )
 
     async def drain_worker(self, address: str, limit_s: float) -> None:
         self._log.append(f"drain {address} for {limit_s:g} s")

@@ -1,4 +1,4 @@
-"""A real cell that scales its target groups: load rises, and one is added; it falls, and one goes, under what is left."""
+"""A real cell that scales its target groups: load rises, and one is added; it falls, and one goes under the rest."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ async def num_placed() -> int:
 
 async def until_placed(number: int) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while await num_placed() != number:
+        while True:
+            if await num_placed() == number:
+                return
             await asyncio.sleep(0.05)
 
 

@@ -49,9 +49,7 @@ def test_the_cell_fits_on_the_pods_that_are_or_can_be_there(release: Release, tm
     cell = cell_of(release, tmp_path)
     check_feasible(cell, machines_of(release, "minReplicas"))
     all_groups = cell.target.model_copy(update={"groups": cell.target.max_groups})
-    at_most = cell.model_copy(
-        update={"ray": cell.ray.model_copy(update={"autoscaled": False}), "target": all_groups}
-    )
+    at_most = cell.model_copy(update={"ray": cell.ray.model_copy(update={"autoscaled": False}), "target": all_groups})
     check_feasible(at_most, machines_of(release, "maxReplicas"))
 
 
