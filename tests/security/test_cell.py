@@ -45,7 +45,7 @@ def cell(tmp_path_factory: pytest.TempPathFactory, tiny: Path, files: Folder) ->
     tokens = tmp_path_factory.mktemp("tokens") / "tokens.toml"
     tokens.write_text(f'[[tenants]]\nname = "tests"\ntokens = ["{digest_of(TOKEN)}"]\n', encoding="utf-8")
     tls = replace(files.cell, requires_client_certificate=True)
-    scheduler = SchedulerConfig(listen="127.0.0.1:0", tls=tls, tokens_file=tokens)
+    scheduler = SchedulerConfig(listen="127.0.0.1:0", tls=tls, tokens_file=tokens, draft_wait_s=TIMEOUT_S)
     target = replace(target_config(tiny), tls=files.cell)
     drafters = [replace(drafter_config(f"model:{tiny}"), tls=files.cell)]
     with local_cell(target, drafters, scheduler, lambda at: Client(at, tls=files.client, token=TOKEN)) as running:
