@@ -53,8 +53,8 @@ class SchedulerActor(_Actor):
     async def start(self) -> str:
         return await self._server.start()
 
-    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
-        await self._server.set_workers(targets, drafters)
+    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], num_missing: int) -> None:
+        await self._server.set_workers(targets, drafters, num_missing)
 
     async def drain_worker(self, address: str, limit_s: float) -> None:
         await self._server.drain_worker(address, limit_s)

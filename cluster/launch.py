@@ -246,12 +246,13 @@ class Cell:
         async with self._told:
             self._told.notify_all()
             targets = [target.address for target in self.targets if target.address is not None]
+            num_missing = sum(target.address is None and target not in self._given_up for target in self.targets)
             if self.scheduler.address is None or not targets:
                 return
             up = [drafter for drafter in self.drafters if drafter is not but]
             drafters = [drafter.address for drafter in up if drafter.address is not None]
             try:
-                await self.scheduler.set_workers(targets, drafters, _TELL_TIMEOUT_S)
+                await self.scheduler.set_workers(targets, drafters, num_missing, _TELL_TIMEOUT_S)
             except WorkerFailed as error:
                 if not self._keepers:
                     raise

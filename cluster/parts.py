@@ -149,8 +149,11 @@ class SchedulerPart(ActorPart):
         """Never: it can't be elsewhere than its launcher, and ends with it."""
         await asyncio.Event().wait()
 
-    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], timeout_s: float) -> None:
-        await self._processes[0].call("set_workers", list(targets), list(drafters), timeout_s=timeout_s)
+    async def set_workers(
+        self, targets: Sequence[str], drafters: Sequence[str], num_missing: int, timeout_s: float
+    ) -> None:
+        """`num_missing`: target groups that are to come, or to come back."""
+        await self._processes[0].call("set_workers", list(targets), list(drafters), num_missing, timeout_s=timeout_s)
 
     async def drain_worker(self, address: str, limit_s: float) -> None:
         """Returns when no request is on this drafter, or target group, any more, or after the limit."""

@@ -51,6 +51,7 @@ from scheduler.events import (
     Submitted,
     TargetDown,
     TargetLeaving,
+    TargetsExpected,
     TargetUp,
     Tick,
 )
@@ -192,6 +193,8 @@ class Core:
                 leaving = self.groups.retire(target)
                 if leaving is not None:
                     self._move_from(leaving)
+            case TargetsExpected(number):
+                self.groups.num_expected = number
             case PassDone():
                 self._finish_pass(event, now_s)
             case DrafterUp(worker, drafters, drawing):
@@ -254,9 +257,10 @@ class Core:
         self._waitlist.put_back(request)
 
     def _may_start(self, request: Request) -> bool:
-        """A request with a leader waits for it, to find its prompt in the prefix cache instead of computing it too."""
+        """A request with a leader waits for it, to find its prompt in the prefix cache instead of computing it too. One
+        that is too large for the groups that are there waits for those that are missing."""
         leader = self._requests.get(request.new.leader or 0)
-        return leader is None or leader.num_completion_tokens > 0
+        return (leader is None or leader.num_completion_tokens > 0) and not self.groups.may_come_for(request)
 
     def _expire(self, now_s: float) -> None:
         while self._deadlines and (self._deadlines[0][0] <= now_s or self._deadlines[0][1] not in self._requests):

@@ -34,6 +34,7 @@ from scheduler.events import (
     SendPass,
     Submitted,
     TargetLeaving,
+    TargetsExpected,
     Tick,
 )
 from scheduler.links import DrafterLink, Link, Refused, TargetLink
@@ -216,9 +217,14 @@ class Driver:
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
-        """Hold links to exactly these workers. Links to those that stay are not touched. One call at a time."""
+    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], num_missing: int = 0) -> None:
+        """Hold links to exactly these workers. Links to those that stay are not touched. One call at a time.
+
+        `num_missing`: target groups that are to come, or to come back, whose addresses are not known yet.
+        """
         async with self._changing_links:
+            if not self._is_stopped:
+                self.post(TargetsExpected(len(targets) + num_missing))
             await self._drop(self._target_links, set(self._target_links) - set(targets))
             await self._drop(self._drafter_links, set(self._drafter_links) - set(drafters))
             if self._is_stopped:

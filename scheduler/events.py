@@ -136,6 +136,13 @@ class TargetLeaving:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetsExpected:
+    """So many target groups the cell has, those among them that are lost or have yet to come."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class PassDone:
     pass_id: int
     outcomes: Sequence[RowOutcome]
@@ -206,6 +213,7 @@ Event = (
     | TargetUp
     | TargetDown
     | TargetLeaving
+    | TargetsExpected
     | PassDone
     | DrafterUp
     | DrafterLeaving

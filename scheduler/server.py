@@ -132,10 +132,13 @@ class SchedulerServer:
         reflection.enable_server_reflection(names, server)
         return server
 
-    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
-        """Use exactly these workers, given as host:port. Call again whenever one is restarted elsewhere."""
+    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], num_missing: int = 0) -> None:
+        """Use exactly these workers, given as host:port. Call again whenever one is restarted elsewhere.
+
+        `num_missing`: target groups that are to come, or to come back: what only they have room for waits.
+        """
         assert self._driver is not None, "start() comes first"
-        await self._driver.set_workers(targets, drafters)
+        await self._driver.set_workers(targets, drafters, num_missing)
 
     async def drain_worker(self, address: str, limit_s: float) -> None:
         """Give a drafter no new order, a target group no new request. Returns when no request is on it any more, or

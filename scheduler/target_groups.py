@@ -22,6 +22,7 @@ class TargetGroups:
         self._max_running_requests = max_running_requests
         self._pass_timeout_s = pass_timeout_s
         self._groups: dict[str, TargetGroup] = {}  # by address
+        self.num_expected = 0  # those that are there, and those that are to come
         self.staying: tuple[TargetGroup, ...] = ()  # those on which requests may start; the oldest comes first
 
     def __len__(self) -> int:
@@ -69,6 +70,12 @@ class TargetGroups:
     def largest(self) -> Capacity:
         """Of the group with the most KV blocks; one has to stay."""
         return max((group.capacity for group in self.staying), key=lambda capacity: capacity.num_blocks)
+
+    def may_come_for(self, request: Request) -> bool:
+        """Whether it is too large for those that are there, and one is missing that may not be too small."""
+        if len(self) >= self.num_expected or not self.staying:
+            return False
+        return self.largest.blocks_of(request) > self.largest.num_blocks
 
     @property
     def num_free_kv_blocks(self) -> int:

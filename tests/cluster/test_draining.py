@@ -40,10 +40,12 @@ class Scheduler:
         self.may_leave.set()
         self.is_lost = False
 
-    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], timeout_s: float) -> None:
-        self._log.append(
-            f"use {' '.join(drafters)}" if targets == ["the target"] else f"use targets {' '.join(targets)}"
-        )
+    async def set_workers(
+        self, targets: Sequence[str], drafters: Sequence[str], num_missing: int, timeout_s: float
+    ) -> None:
+        missing = [f"and {num_missing} that are missing"] if num_missing else []
+        used = drafters if targets == ["the target"] else ["targets", *targets, *missing]
+        self._log.append(f"use {' '.join(used)}")
 
     async def drain_worker(self, address: str, limit_s: float) -> None:
         self._log.append(f"drain {address} for {limit_s:g} s")
@@ -224,3 +226,12 @@ async def test_a_cell_whose_last_group_is_given_up_while_the_other_one_goes_ends
     letting_go.cancel()
     await asyncio.gather(letting_go, return_exceptions=True)
     assert world.log[-2:] == ["kill b", "free the place of b"]
+
+
+async def test_the_scheduler_is_told_how_many_groups_are_missing_but_for_those_that_are_given_up() -> None:
+    world = world_of_groups("a", "b", "c")
+    _, lost, given_up = world.cell.targets
+    lost.address = given_up.address = None
+    world.cell._given_up.add(given_up)
+    await world.cell._tell_scheduler()
+    assert world.log == ["use targets a and 1 that are missing"]

@@ -32,6 +32,7 @@ from scheduler.events import (
     Submitted,
     TargetDown,
     TargetLeaving,
+    TargetsExpected,
     TargetUp,
     Tick,
 )
@@ -270,6 +271,33 @@ def test_a_request_that_no_group_could_hold_fails_and_one_that_some_could_does_n
     assert isinstance(groups.ends[2].error, Overloaded)
 
 
+def test_one_that_only_a_missing_group_could_hold_waits_for_it_and_holds_up_nobody() -> None:
+    groups = Groups("a", num_kv_blocks=8)
+    groups.facts = replace(FACTS, num_kv_blocks=40)
+    groups.post(TargetsExpected(2))
+    groups.up("b")
+    groups.ask(asked(1, prompt=100, max_tokens=3))
+    groups.answer(min(groups.passes))
+    assert groups.where(1) == "b"
+    groups.down("b")
+    groups.ask(asked(2))
+    assert (groups.running(), groups.core.num_queued, groups.ends) == ({"a": [2]}, 1, {})
+    groups.up("c")
+    assert groups.where(1) == "c"
+    groups.answer_all()
+    assert all(groups.tokens[number] == true_answer(new) for number, new in groups.new.items())
+
+
+def test_and_fails_once_that_one_is_given_up_or_has_come_back_smaller() -> None:
+    for event in (TargetsExpected(1), TargetUp(replace(FACTS, num_kv_blocks=8), "b")):
+        groups = Groups("a", num_kv_blocks=8)
+        groups.post(TargetsExpected(2))
+        groups.ask(asked(1, prompt=100))
+        assert groups.ends == {}
+        groups.post(event)
+        assert isinstance(groups.ends[1].error, Overloaded)
+
+
 def test_a_request_that_was_paid_for_is_so_again_where_it_lost_its_place() -> None:
     """A batch request that its class was due starts before the interactive ones, however often it is put back."""
     waitlist, batch = Waitlist(), Request(asked(1, BATCH, max_tokens=8), 0.0)
@@ -413,6 +441,10 @@ class AnySequence(RuleBasedStateMachine):
     def go(self, address: str) -> None:
         self.groups.down(address)
 
+    @rule(number=st.integers(0, 3))
+    def expect(self, number: int) -> None:
+        self.groups.post(TargetsExpected(number))
+
     @rule(address=ADDRESSES)
     def leave(self, address: str) -> None:
         self.groups.leave(address)
@@ -486,6 +518,7 @@ class AnySequence(RuleBasedStateMachine):
         assert all(number == 1 for number in rows.values()), rows
 
     def teardown(self) -> None:
+        self.groups.post(TargetsExpected(1))
         self.groups.down("a")
         self.groups.facts = replace(FACTS, num_kv_blocks=LARGE)
         self.groups.up("a")
