@@ -134,9 +134,10 @@ class Core:
         return self._drafting.health(worker, drafter)
 
     def is_starved(self, worker: str, drafter: str) -> bool:
-        """By all target groups."""
+        """By all target groups, be it that no drafter pays there."""
         health = self._drafting.health(worker, drafter)
-        return all(self._drafting.is_starved(health, policy) for policy in self.groups.policies)
+        policies = self.groups.policies
+        return all(self._drafting.is_starved(health, policy) or not policy.drafts_pay for policy in policies)
 
     def num_requests_on(self, worker: str) -> int:
         """That the drafters of this worker draft for, or that run on this target group."""
@@ -198,6 +199,8 @@ class Core:
             case PassDone():
                 self._finish_pass(event, now_s)
             case DrafterUp(worker, drafters, drawing):
+                for policy in self.groups.policies:
+                    policy.note_drafters()
                 self._commands += self._drafting.add_worker(worker, drafters, drawing, now_s)
             case DrafterLeaving(worker):
                 self._drafting.retire_worker(worker)

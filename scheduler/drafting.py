@@ -85,6 +85,9 @@ class Drafting:
         return health.num_verdicts >= MIN_VERDICTS and health.acceptance < policy.min_survival
 
     def _has_turn(self, request: Request, health: DrafterHealth) -> bool:
+        if not self._policy_of(request).drafts_pay:
+            health.num_orders_skipped += 1
+            return False
         if self.is_starved(health, self._policy_of(request)) and health.num_skipped < TRIED_EVERY - 1:
             health.num_skipped += 1
             health.num_orders_skipped += 1
@@ -268,7 +271,7 @@ class Drafting:
         is_outdated = view.ordered_len != request.committed_len
         if is_done:
             view.ordered_len = None
-        return [self._order(request, view, now_s)] if is_outdated else []
+        return [self._order(request, view, now_s)] if is_outdated and self._policy_of(request).drafts_pay else []
 
     def _add_nodes(self, request: Request, view: DrafterView, grown: Growth, vocab_size: int) -> None:
         """Merge nodes into the tree. Dropped: those whose place is gone, or unknown; those outside the vocabulary, or

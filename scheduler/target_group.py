@@ -125,6 +125,7 @@ class TargetGroup:
             deadline_s=now_s + self._pass_timeout_s,
             expected_s=self.policy.expected_s(plan, self.in_flight, now_s),
             free_since_s=None if self.in_flight else self._answered_s,
+            expected=plan.expected,
         )
         for row in plan.rows:
             row.request.note_sent(row.sent(pass_id))
@@ -139,7 +140,11 @@ class TargetGroup:
         self.in_flight = [replace(each, deadline_s=now_s + self._pass_timeout_s) for each in self.in_flight]
         self._answered_s = now_s
         self.num_free_kv_blocks = done.num_free_kv_blocks
-        self.policy.note_pass(sent, PassReport(done.pass_s, done.idle_s, done.num_tokens), now_s)
+        num_chosen = sum(len(outcome.tokens) for outcome in done.outcomes)
+        report = PassReport(
+            done.pass_s, done.idle_s, done.num_tokens, num_chosen, len(self.running), was_wanted=self.had_work
+        )
+        self.policy.note_pass(sent, report, now_s)
         self.wake()
 
     def hung(self, now_s: float) -> PassInFlight | None:

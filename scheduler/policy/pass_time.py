@@ -61,6 +61,10 @@ class PassTime:
         most = (self._profiled(self._sizes[:fewer], context_len) * self._corrections[:fewer]).max(initial=0.0)
         return max(float(most), self.seconds(num_tokens, context_len))
 
+    def at_best(self, num_tokens: int, context_len: int) -> float:
+        """Seconds by the profile, or as corrected: whichever is less."""
+        return min(float(self._profiled(np.array([num_tokens]), context_len)[0]), self.seconds(num_tokens, context_len))
+
     def learn(self, num_tokens: int, context_len: int, seconds: float) -> None:
         sizes = np.array([max(num_tokens, 1)])
         expected = self.seconds(num_tokens, context_len)

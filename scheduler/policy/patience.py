@@ -23,6 +23,13 @@ class Patience:
     def min_survival(self) -> float:
         return 0.0
 
+    @property
+    def drafts_pay(self) -> bool:
+        return True
+
+    def note_drafters(self) -> None:
+        pass
+
     def plan(
         self,
         free: Sequence[Request],

@@ -13,6 +13,16 @@ from scheduler.request import NO_CANDIDATES, Candidates, DrafterView, Request, S
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """Of a pass with rows that drafters may draft for."""
+
+    num_tokens: int  # without nodes
+    num_choosing: int
+    gain: float  # tokens that nodes should bring
+    has_drafts: bool  # of some row, be they worth verifying or not
+
+
+@dataclass(frozen=True, slots=True)
 class PassInFlight:
     """A pass that was sent and not answered. Times are on the core's clock."""
 
@@ -24,6 +34,7 @@ class PassInFlight:
     deadline_s: float
     expected_s: float  # when its answer should be here
     free_since_s: float | None  # nothing was in flight since this time, when the last answer came; None: something was
+    expected: Expected | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,9 @@ class PassReport:
     pass_s: float
     idle_s: float  # it had no pass for so long before
     num_tokens: int
+    num_chosen: int  # tokens that rows come to
+    num_running: int  # requests on the target group
+    was_wanted: bool  # requests ran there already when the pass before ended
 
 
 @dataclass(slots=True)
@@ -119,6 +133,18 @@ class Plan:
     def context_len(self) -> int:
         return mean_context(self.rows)
 
+    @property
+    def expected(self) -> Expected | None:
+        """None: nobody drafts."""
+        if not any(row.request.drafters for row in self.rows):
+            return None
+        return Expected(
+            num_tokens=sum(row.num_tokens for row in self.rows),
+            num_choosing=sum(not row.is_chunk for row in self.rows),
+            gain=sum(row.gain for row in self.rows),
+            has_drafts=any(len(row.request.tree) for row in self.rows),
+        )
+
 
 class Policy(Protocol):
     """Of one target group. Asked whenever something has happened and a pass could be sent; told what was measured."""
@@ -161,6 +187,13 @@ class Policy(Protocol):
 
     def note_report(self, view: DrafterView, num_nodes: int, seconds: float) -> None:
         """So many nodes had come so long after their order, be it the newest one or not."""
+
+    def note_drafters(self) -> None:
+        """There are new ones."""
+
+    @property
+    def drafts_pay(self) -> bool:
+        """Whether drafters are to be asked at all."""
 
     @property
     def min_survival(self) -> float:

@@ -5,6 +5,7 @@ classes.py     what that means where rows of several service classes meet
 waiting.py     whether to wait for drafts that are on their way
 pace.py        whether all rows go together, or two groups take turns
 ahead.py       whether the next pass goes before the verdict on the one that runs
+payoff.py      whether drafts pay at all
 pass_time.py   V(num_tokens), the time that all of this is counted in
 growth_curve.py  what may be expected of a drafter, and when
 supply.py      what drafters have been worth, for whoever wants more or fewer of them
@@ -25,7 +26,8 @@ from scheduler.policy.classes import weights_of, within_pace
 from scheduler.policy.growth_curve import GrowthCurve
 from scheduler.policy.pace import Pace
 from scheduler.policy.pass_time import PassTime
-from scheduler.policy.policy import Base, PassInFlight, PassReport, Plan, bases, mean_context
+from scheduler.policy.payoff import Measured, Payoff
+from scheduler.policy.policy import Base, Expected, PassInFlight, PassReport, Plan, bases, mean_context
 from scheduler.policy.selection import Selection, select
 from scheduler.policy.supply import Supply
 from scheduler.policy.waiting import Coming, wait_until_s
@@ -51,13 +53,18 @@ class Price:
         self._time = PassTime([])
         self._pace = Pace()
         self._drafters = drafters or Drafters()
-        self._ahead = Ahead(), Ahead()  # of passes without prompts, and with some
+        self._payoff = Payoff()
+        self._aheads: defaultdict[tuple[bool, bool], Ahead] = defaultdict(Ahead)  # by drafts that pay, and prompts
         self._ready_since_s: float | None = None  # rows could have gone into a pass, and none was under way
         self._worth_verifying = MIN_FLOOR  # the survival of a node that is just worth its time
         self._nodes_per_row = 0.0  # that are verified, in the mean
         self._decoding = 0.0  # tokens a second, of passes without prompts
         self._context_len = 0  # before the last pass
         self._max_pass_tokens = 0  # of the target
+
+    @property
+    def drafts_pay(self) -> bool:
+        return self._payoff.drafts_pay
 
     @property
     def min_survival(self) -> float:
@@ -134,8 +141,8 @@ class Price:
                 self._decoding += _SMOOTHING * (chosen.price - self._decoding)
             wait_s = 0.0 if self._ready_since_s is None else now_s - self._ready_since_s
             draft = Draft(gain / num_choosing, num_nodes / num_choosing)
-            self._ahead[num_tokens > num_choosing].note_usual(draft, wait_s)
-            self._ahead[num_tokens == num_choosing].forget_left()
+            self._ahead(has_prompts=num_tokens > num_choosing).note_usual(draft, wait_s)
+            self._ahead(has_prompts=num_tokens == num_choosing).forget_left()
             self._note_missing_drafts(rows, num_choosing + gain)
             self._context_len = mean_context(rows)
         return Plan(rows)
@@ -149,7 +156,7 @@ class Price:
         running, others = [row for row in rows if row.is_ahead], [row for row in rows if not row.is_ahead]
         num_running = sum(not row.is_chunk for row in running)
         num_choosing = num_running + sum(not row.is_chunk for row in others)
-        ahead = self._ahead[sum(row.num_tokens for row in rows) > num_choosing]
+        ahead = self._ahead(has_prompts=sum(row.num_tokens for row in rows) > num_choosing)
 
         def round_s(one: float, other: float) -> float:
             """Of two groups of so many tokens, in turn or together, where verdicts are waited for."""
@@ -209,6 +216,9 @@ class Price:
                         yield Coming(in_s, latest_s, weight * (report.worth - has_then), nodes)
                         has_then = report.worth
 
+    def _ahead(self, *, has_prompts: bool) -> Ahead:
+        return self._aheads[self.drafts_pay, has_prompts]
+
     def _takes_turns(self, one: int, other: int, context_len: int) -> bool:
         return self._pace.takes_turns(one, other, lambda num_tokens: self._time.seconds(num_tokens, context_len))
 
@@ -220,7 +230,7 @@ class Price:
         """Of rows under whose root nothing was there: what their drafts would have brought, verifying them paid for.
         `num_expected`: tokens that the pass commits."""
         after_s = lost = 0.0
-        for row in rows:
+        for row in rows if self.drafts_pay else ():
             found = [self._first_draft(view) for view in row.request.drafters.values() if view.began_empty]
             best = max(found, default=(0.0, 0.0))
             lost, after_s = lost + best[0], after_s + best[0] * best[1]
@@ -246,7 +256,8 @@ class Price:
 
     def note_target(self, facts: TargetFacts) -> None:
         self._time = PassTime(facts.pass_costs)
-        self._pace, self._ahead = Pace(), (Ahead(), Ahead())
+        self._pace, self._payoff = Pace(), Payoff()
+        self._aheads.clear()
         self._max_pass_tokens = facts.max_pass_tokens
 
     def for_another(self) -> Price:
@@ -264,6 +275,25 @@ class Price:
             self._time.learn(report.num_tokens or sent.num_tokens, sent.context_len, report.pass_s)
         if sent.free_since_s is not None:
             self._pace.note_turnaround(report.idle_s - (sent.sent_s - sent.free_since_s))
+        if sent.expected is not None and report.num_running and report.pass_s > 0:
+            self._payoff.note_pass(self._measured(sent, sent.expected, report))
+
+    def _measured(self, sent: PassInFlight, expected: Expected, report: PassReport) -> Measured:
+        token_s = self._time.at_best(report.num_running, sent.context_len) / report.num_running
+        has_prompts = expected.num_tokens > expected.num_choosing
+        return Measured(
+            expected=expected,
+            num_chosen=report.num_chosen,
+            num_running=report.num_running,
+            seconds=report.pass_s + (report.idle_s if report.was_wanted else 0.0),
+            alone_s=self._time.at_best(expected.num_tokens, sent.context_len)
+            if has_prompts
+            else expected.num_choosing * token_s,  # a part of the rows takes turns with the others
+            token_s=token_s,
+        )
+
+    def note_drafters(self) -> None:
+        self._payoff = Payoff()
 
     def note_growth(self, request: Request, view: DrafterView, now_s: float) -> None:
         if not view.began_empty:

@@ -43,7 +43,7 @@ class Cell:
         self.trace = trace
         self.agenda = Agenda()
         self.target_hosts = {
-            target: Host(partial(Target, self.agenda, target, model.target, model.law, rng))
+            target: Host(partial(Target, self.agenda, target, model.target, model.law, rng, self._drafted_s))
             for target in (f"t{i}" for i in range(model.num_target_groups))
         }
         self.drafter_hosts = {
@@ -152,6 +152,9 @@ class Cell:
         """Those that run."""
         processes = {worker: host.process for worker, host in self.drafter_hosts.items()}
         return {worker: process for worker, process in processes.items() if isinstance(process, DrafterWorker)}
+
+    def _drafted_s(self) -> float:
+        return sum(worker.worked_s for worker in self.drafter_workers.values())
 
     def _link(
         self, scheduler: Scheduler, host: Host, wire: Wire, up: TargetUp | DrafterUp, down: TargetDown | DrafterDown

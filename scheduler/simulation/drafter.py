@@ -54,6 +54,11 @@ class DrafterWorker:
             drafter.close(session)
 
     @property
+    def worked_s(self) -> float:
+        """All drafters, until now."""
+        return sum(drafter.worked_s for drafter in self.drafters.values())
+
+    @property
     def num_requests(self) -> int:
         return sum(drafter.num_requests for drafter in self.drafters.values())
 
@@ -70,7 +75,8 @@ class Drafter:
         self._sketches: dict[_Key, Sketch] = {}
         self._is_busy = False
         self.replies: dict[int, Reply] = {}
-        self.busy_s = 0.0
+        self.busy_s = 0.0  # all of the step that is under way included
+        self._free_s = 0.0  # when that step ends
         self.num_nodes = 0  # that were told
         # What mischief may do to it.
         self.slowness = 1.0
@@ -79,6 +85,11 @@ class Drafter:
     @property
     def num_requests(self) -> int:
         return len(self._sketches)
+
+    @property
+    def worked_s(self) -> float:
+        """Until now."""
+        return self.busy_s - max(self._free_s - self._agenda.now_s, 0.0)
 
     def order(self, session: int, order: SendOrder) -> None:
         """Note an order. What it can't be built on is reported as missing; what is out of date is left out."""
@@ -126,6 +137,7 @@ class Drafter:
         news = [(key, sketch, sketch.news(self._worker, self._model.name, key[1])) for key, sketch in taken]
         self._is_busy = True
         self.busy_s += step_s
+        self._free_s = self._agenda.now_s + step_s
         self._agenda.after(step_s, partial(self._end_step, news))
 
     def _grow(self, sketch: Sketch, num_requests: int) -> int:

@@ -87,7 +87,7 @@ def cell_model(scenario: Scenario, strategy: Strategy) -> CellModel:
     }
     return CellModel(
         law=law,
-        target=TargetModel(facts, cost.seconds, target.spread),
+        target=TargetModel(facts, cost.seconds, target.spread, target.disturbance),
         workers=workers,
         core=CoreConfig(max_running_requests=scenario.core.max_running_requests, run_ahead=strategy.run_ahead),
         target_wire=_wire(network.target_rtt_ms, network.jitter_ms),

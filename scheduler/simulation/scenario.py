@@ -70,6 +70,9 @@ class TargetSection(Section):
     block_size: Count = 16
     vocab_size: Count = 32_000
     spread: Share = Field(default=0.02, description="a pass takes up to so much more or less, as a share")
+    disturbance: NotNegative = Field(
+        default=0.0, description="of a second of drafting, taken from a pass: drafters on the target's machine"
+    )
     price_per_hour: NotNegative = Field(default=0.0, description="of one target group, with all its ranks, in dollars")
 
 

@@ -26,6 +26,7 @@ class TargetModel:
     facts: TargetFacts
     pass_s: Callable[[int, int, int], float]  # by rows, the tokens that are computed, and the mean context of a row
     spread: float = 0.0  # a pass takes up to so much more or less than that, as a share
+    disturbance: float = 0.0  # a second of drafting takes so much of the target's: both are on one machine
 
 
 @dataclass(slots=True)
@@ -56,12 +57,16 @@ class _Held:
 
 
 class Target:
-    def __init__(self, agenda: Agenda, address: str, model: TargetModel, law: Law, rng: Random) -> None:
+    def __init__(
+        self, agenda: Agenda, address: str, model: TargetModel, law: Law, rng: Random, drafted_s: Callable[[], float]
+    ) -> None:
+        """`drafted_s`: how long the cell's drafters have worked, until now."""
         self._agenda = agenda
         self._address = address
         self._model = model
         self._law = law
         self._rng = rng
+        self._drafted_s = drafted_s
         self._replies: dict[int, Reply] = {}
         self._held: dict[tuple[int, int], _Held] = {}  # by session and request
         self._queue: deque[tuple[int, Command | None]] = deque()  # None: the session has ended
@@ -127,7 +132,16 @@ class Target:
         pass_s = self._model.pass_s(len(rows), max(num_tokens, 1), context_len) * self.slowness * (1 + spread)
         self._is_busy = True
         done = PassDone(pass_id, outcomes, max(self.num_free_blocks, 0), pass_s, idle_s, num_tokens, self._address)
-        self._agenda.after(pass_s, partial(self._end_pass, session, done))
+        self._agenda.after(pass_s, partial(self._lengthen_pass, session, done, self._drafted_s()))
+
+    def _lengthen_pass(self, session: int, done: PassDone, drafted_s: float) -> None:
+        """By what drafters took of it meanwhile."""
+        lost_s = self._model.disturbance * (self._drafted_s() - drafted_s)
+        if lost_s:
+            done = replace(done, pass_s=done.pass_s + lost_s)
+            self._agenda.after(lost_s, partial(self._end_pass, session, done))
+        else:
+            self._end_pass(session, done)
 
     def _end_pass(self, session: int, done: PassDone) -> None:
         self._is_busy = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -44,7 +45,7 @@ class TwoPasses:
         policy = Price()
         self._core, self._now_s = Core(CoreConfig(), policy), 0.0
         self.handle(TargetUp(FACTS))
-        policy._ahead = Always(), Always()
+        policy._aheads = defaultdict(Always)
         new = replace(new_request(1, random.Random(0)), prompt=[1, 2, 3], max_tokens=9, end_token_ids=frozenset())
         [self.first] = passes(self.handle(Submitted(new)))
         [self.second] = passes(self.next_tick())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler.events import PassCost
+from scheduler.policy.payoff import Payoff
 from scheduler.simulation.costs import Roofline, Table, profile_of
 from scheduler.simulation.performance import run
 from scheduler.simulation.strategies import BEST_FIXED, NAMES, strategy
@@ -73,6 +74,22 @@ def test_the_price_is_not_below_plain_where_the_drafter_is_slower_than_the_targe
     load = {"concurrency": 4, "prompt": {"median": 60.0, "max": 130}, "answer": {"median": 24.0, "max": 24}}
     both = [goodput(name, load=dict(load), target=target, drafter=drafter) for name in ("outrider", "plain")]
     assert both[0] > 0.97 * both[1]
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_drafters_that_disturb_the_target_are_left(concurrency: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second of drafting takes half a second from the target: nothing that the price knows of."""
+    target = {"cost": {"table": [[1, 0, 13.4], [4, 0, 19.0], [16, 0, 42.0], [64, 0, 140.0]]}, "disturbance": 0.5}
+    drafter = {"cost": {"table": [[1, 0, 8.4], [4, 0, 11.0], [16, 0, 20.0]]}, "acceptance": [0.6, 0.14, 0.05]}
+    load = {"concurrency": concurrency, "answer": {"median": 100.0, "max": 100}, "duration_s": 20.0, "warm_up_s": 5.0}
+
+    def ours_by_plain() -> float:
+        both = [goodput(name, load=dict(load), target=target, drafter=drafter) for name in ("outrider", "plain")]
+        return both[0] / both[1]
+
+    assert ours_by_plain() > 0.97
+    monkeypatch.setattr(Payoff, "drafts_pay", True)
+    assert ours_by_plain() < 0.85, "where they are asked all the same"
 
 
 def test_a_few_rows_without_a_draft_are_no_reason_to_take_turns() -> None:
