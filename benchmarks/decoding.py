@@ -93,7 +93,7 @@ def decode(
             request.tokens += committed
             request.max_nodes, request.is_live = 8, True
             drafter.step([request])
-            nodes, parents = pack_nodes([node for _, node in request.tree.ranked()[:8]])
+            nodes, parents = pack_nodes(request.tree.ranked()[:8])
         (logits,) = engine.forward([Row(key, tokens[engine.num_cached(key) :], nodes, parents)])
         assert logits is not None
         walked = walk(logits.argmax(-1).tolist(), nodes, parents)

@@ -277,29 +277,31 @@ class Drafting:
         """Merge nodes into the tree. Dropped: those whose place is gone, or unknown; those outside the vocabulary, or
         with a law that they can't have been drawn from; and whatever would make the tree too large.
         """
-        drafted = request.stats.drafters.setdefault(view.drafter, DrafterCount())
-        num_drafted_before = drafted.num_drafted_nodes
-        is_drawn_for = request.new.is_drawn_for
+        is_drawn_for, guesses, source = request.new.is_drawn_for, request.new.guesses, view.drafter
         laws = grown.laws if grown.laws and is_drawn_for else [None] * len(grown.tokens)
-        tree, places, guesses = request.tree, view.places, request.new.guesses
+        tree, places, committed_len = request.tree, view.places, request.committed_len
+        room = min(MAX_TREE_NODES - len(tree), 2 * MAX_TREE_NODES - len(places))
+        num_added = 0
         entries = zip(grown.tokens, grown.parents, grown.scores, laws, strict=True)
         for number, (token, parent_number, score, law) in enumerate(entries, grown.first_node):
             parent = places.find(parent_number, tree) if parent_number else grown.committed_len - 1
-            if parent is None or not 0 <= token < vocab_size or len(places) >= 2 * MAX_TREE_NODES:
+            if parent is None or not 0 <= token < vocab_size or room <= 0:
                 continue
-            if isinstance(parent, int) and parent + 1 < request.committed_len:
+            if isinstance(parent, int) and parent + 1 < committed_len:
                 if request.tokens[parent + 1] == token:
                     places.put(number, parent + 1)
+                    room -= 1
                 continue
             above = parent if isinstance(parent, Node) else None
-            siblings = tree.children(above)
-            if len(tree) >= MAX_TREE_NODES or not _can_be_drawn(token, law, siblings, vocab_size):
+            if is_drawn_for and not _can_be_drawn(token, law, tree.children(above), vocab_size):
                 continue
-            node = tree.add(above, token, view.drafter, score, law)
+            node = tree.add(above, token, source, score, law)
             node.chance = self.survival.chance(node.votes, guesses)
             places.put(number, node)
-            drafted.num_drafted_nodes += 1
-        view.health.num_dropped_nodes += len(grown.tokens) - (drafted.num_drafted_nodes - num_drafted_before)
+            room -= 1
+            num_added += 1
+        request.stats.drafters.setdefault(source, DrafterCount()).num_drafted_nodes += num_added
+        view.health.num_dropped_nodes += len(grown.tokens) - num_added
 
 
 def _can_be_drawn(token: int, law: DraftLaw | None, siblings: Mapping[int, Node], vocab_size: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,13 +172,13 @@ class Request:
         drawn keep their order, whatever their tokens are: anything else would bend the law of the answer.
         """
         if self._candidates is None or self._candidates[0] != self.tree.version:
-            ranked = self.tree.in_order() if self.new.is_drawn_for else self.tree.ranked()
-            within = [entry for entry in ranked if entry[1].depth <= self._last_depth][: self.new.max_nodes]
-            survivals = np.array([survival for survival, _ in within], dtype=np.float64)
+            nodes = list(self.tree) if self.new.is_drawn_for else self.tree.ranked()
+            last_depth = self._last_depth
+            nodes = [node for node in nodes if node.depth <= last_depth][: self.new.max_nodes]
+            survivals = np.array([node.survival for node in nodes], dtype=np.float64)
             if self.new.is_drawn_for:
                 survivals = np.minimum.accumulate(survivals)
-            found = Candidates([node for _, node in within], survivals, np.ones(len(within)))
-            self._candidates = self.tree.version, found
+            self._candidates = self.tree.version, Candidates(nodes, survivals, np.ones(len(nodes)))
         return self._candidates[1]
 
     def candidates_ahead(self) -> Candidates:
@@ -189,20 +190,22 @@ class Request:
         """
         if self.new.is_drawn_for or not self.sent[-1].most_chosen:
             return NO_CANDIDATES
-        sent = set(self.sent[-1].nodes)
+        sent, last_depth = set(self.sent[-1].nodes), self._last_depth
         roots: dict[Node, float] = {}  # of a node outside of what was sent: the survival of the first one on its path
-        below: list[tuple[float, float, Node]] = []
-        for survival, node in self.tree.ranked():
-            if node in sent or node.depth > self._last_depth:
+        below: list[tuple[float, Node]] = []  # with how often it is chosen when its root is
+        for node in self.tree.nodes:
+            if node in sent or node.depth > last_depth:
                 continue
             root = roots.get(node.parent) if node.parent is not None else None
-            roots[node] = survival if root is None else root
-            if root is not None:
-                below.append((survival, root, node))
-        below.sort(key=lambda entry: -entry[0] / entry[1])  # stable: parents stay before children
-        del below[self.new.max_nodes :]
-        values = np.array([entry[:2] for entry in below], dtype=np.float64).reshape(-1, 2)
-        return Candidates([node for _, _, node in below], values[:, 0], values[:, 1])
+            if root is None:
+                roots[node] = node.survival
+            else:
+                roots[node] = root
+                below.append((node.survival / root, node))
+        below.sort(key=itemgetter(0), reverse=True)  # stable, reversed or not: parents stay before children
+        nodes = [node for _, node in below[: self.new.max_nodes]]
+        survivals = np.array([node.survival for node in nodes], dtype=np.float64)
+        return Candidates(nodes, survivals, np.array([roots[node] for node in nodes], dtype=np.float64))
 
     @property
     def _last_depth(self) -> int:
@@ -266,7 +269,7 @@ class Request:
             view.places.forget(self.tree, self.committed_len + len(committed))
         if len(self.tree):
             self.stats.num_hits += 1
-            self.stats.hit_depth += max(node.depth for node in self.tree)
+            self.stats.hit_depth += self.tree.depth
 
     def _left_of(self, row: SentRow) -> SentRow:
         """A row that was sent ahead, once what it was ahead of is known."""

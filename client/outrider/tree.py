@@ -7,12 +7,14 @@ the target walks it. The root is the last committed token and is not itself a no
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import NamedTuple
 
 from outrider.draft_law import DraftLaw
 from outrider.errors import InvalidRequest
 
 ROOT = -1  # as a parent: the last committed token
+_survival = attrgetter("survival")
 
 
 class TreeError(InvalidRequest):
@@ -26,32 +28,58 @@ def check_parents(parents: Sequence[int]) -> None:
             raise TreeError(f"parents[{node}] is {parent}: it must be {ROOT} (the root) or an earlier node")
 
 
-@dataclass(frozen=True, slots=True)
-class Vote:
+class Vote(NamedTuple):
     """A drafter's proposal of a node."""
 
     rank: int  # among what it proposed below the same parent: 0 came first
     score: float  # higher is likelier; what it is worth is learned (calibration.py)
 
 
-@dataclass(slots=True, eq=False)
 class Node:
     """One proposed token. Compared and kept by identity; its path is its meaning."""
 
-    number: int  # in order of addition to its tree, from 1 on; never used again
-    token: int
-    parent: Node | None  # None: a child of the root
-    depth: int  # tokens after the root: 1 for the root's children
-    votes: dict[str, Vote]  # by the name of the drafter; the first one that proposed it comes first
-    chance: float = 1.0  # that it is the choice, if its parent is reached; never read where nobody prices nodes
-    law: DraftLaw | None = None  # that it and its later siblings were drawn from, if it is the first of them
-    committed_at: int | None = None  # its place in the committed tokens, for whoever notes it
-    children: dict[int, Node] = field(default_factory=dict)  # by token
+    __slots__ = (
+        "_chance",
+        "children",
+        "committed_at",
+        "depth",
+        "law",
+        "moves",
+        "number",
+        "parent",
+        "survival",
+        "token",
+        "votes",
+    )
+
+    def __init__(self, number: int, token: int, parent: Node | None, moves: int, law: DraftLaw | None) -> None:
+        self.number = number  # in order of addition to its tree, from 1 on; never used again
+        self.token = token
+        self.parent = parent  # None: a child of the root
+        self.depth = 1 if parent is None else parent.depth + 1  # tokens after the root: 1 for the root's children
+        self.votes: dict[str, Vote] = {}  # by the name of the drafter; the first one that proposed it comes first
+        self.law = law  # that it and its later siblings were drawn from, if it is the first of them
+        self.committed_at: int | None = None  # its place in the committed tokens, for whoever notes it
+        self.children: dict[int, Node] = {}  # by token
+        self.survival = 1.0 if parent is None else parent.survival  # that the target's choices lead here
+        self.moves = moves  # of its tree's root, while it is in the tree
+        self._chance = 1.0
 
     @property
-    def survival(self) -> float:
-        """That the target's choices lead here: the product of the chances on its path."""
-        return self.chance * (self.parent.survival if self.parent is not None else 1.0)
+    def chance(self) -> float:
+        """That it is the choice, if its parent is reached: its survival is the product of those on its path. 1 where
+        nobody prices nodes."""
+        return self._chance
+
+    @chance.setter
+    def chance(self, chance: float) -> None:
+        self._chance = chance
+        self.survival = chance if self.parent is None else chance * self.parent.survival
+        for child in self.children.values():
+            child.chance = child._chance
+
+    def __repr__(self) -> str:
+        return f"Node({self.number}, token {self.token}, depth {self.depth}, survival {self.survival:.3g})"
 
 
 class DraftTree:
@@ -63,12 +91,13 @@ class DraftTree:
 
     def __init__(self) -> None:
         self._children: dict[int, Node] = {}
-        self._num_nodes = 0
+        self._nodes: list[Node] = []  # in the order of their numbers: parents before children
         self._next_number = 1
+        self._moves = 0  # of the root
         self.version = 0  # another one after every change but that of a chance
 
     def __len__(self) -> int:
-        return self._num_nodes
+        return len(self._nodes)
 
     def __iter__(self) -> Iterator[Node]:
         """All nodes, parents before children, breadth first; siblings in the order in which they were added."""
@@ -88,10 +117,9 @@ class DraftTree:
         siblings = self._children if parent is None else parent.children
         node = siblings.get(token)
         if node is None:
-            depth = 1 if parent is None else parent.depth + 1
-            node = siblings[token] = Node(self._next_number, token, parent, depth, {}, law=law)
+            node = siblings[token] = Node(self._next_number, token, parent, self._moves, law)
             self._next_number += 1
-            self._num_nodes += 1
+            self._nodes.append(node)
         if source not in node.votes:
             rank = sum(source in sibling.votes for sibling in siblings.values()) if len(siblings) > 1 else 0
             node.votes[source] = Vote(rank, score)
@@ -112,9 +140,17 @@ class DraftTree:
 
     def holds(self, node: Node) -> bool:
         """Whether a node that was added once is still in the tree."""
-        while node.parent is not None:
-            node = node.parent
-        return self._children.get(node.token) is node
+        return node.moves == self._moves
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """All of them in the order of their numbers, parents before children."""
+        return self._nodes
+
+    @property
+    def depth(self) -> int:
+        """Of the deepest node; 0: there is none."""
+        return max((node.depth for node in self._nodes), default=0)
 
     def judged(self, chosen: Sequence[int]) -> Iterator[tuple[Node, bool]]:
         """What a verdict says of the nodes: all children of the places that the chosen tokens lead to, and whether
@@ -127,39 +163,40 @@ class DraftTree:
                 return
             here = children[token]
 
-    def ranked(self) -> list[tuple[float, Node]]:
-        """All nodes with their survival, the product of the chances on their path: from the likeliest on.
+    def ranked(self) -> list[Node]:
+        """All nodes, those of the highest survival first, and of equals those that came first.
 
         Survival never rises along a path, so the first ones, however many, are a connected part of the tree; parents
         come before children.
         """
-        return sorted(self.in_order(), key=lambda entry: (-entry[0], entry[1].number))
-
-    def in_order(self) -> list[tuple[float, Node]]:
-        """The same, in the order of `__iter__`."""
-        entries: list[tuple[float, Node]] = []
-        level = [(child.chance, child) for child in self._children.values()]
-        while level:
-            entries += level
-            level = [(survival * child.chance, child) for survival, node in level for child in node.children.values()]
-        return entries
+        return sorted(self._nodes, key=_survival, reverse=True)  # stable, reversed or not
 
     def advance(self, committed: Sequence[int]) -> None:
         """Move the root along newly committed tokens. What lies beside them is pruned; what lies below lives on."""
+        if not committed:
+            return
+        end = self.find(committed)
+        before, self._nodes = self._nodes, []
+        self._children = end.children if end is not None else {}
+        self._moves += 1
         self.version += 1
-        for token in committed:
-            survivor = self._children.get(token)
-            self._children = survivor.children if survivor is not None else {}
-            for child in self._children.values():
-                child.parent = None
-        for node in self:
-            node.depth = 1 if node.parent is None else node.parent.depth + 1
-        self._num_nodes = sum(1 for _ in self)
+        if end is None:
+            return
+        for node in before:
+            above = node.parent
+            if above is end:
+                node.parent, node.depth, node.survival = None, 1, node.chance
+            elif above is not None and above.moves == self._moves:
+                node.depth, node.survival = above.depth + 1, above.survival * node.chance
+            else:
+                continue
+            node.moves = self._moves
+            self._nodes.append(node)
 
     def clear(self) -> None:
+        self._children, self._nodes = {}, []
+        self._moves += 1
         self.version += 1
-        self._children = {}
-        self._num_nodes = 0
 
 
 def below(path: Sequence[int], tokens: Sequence[int], parents: Sequence[int]) -> tuple[list[int], list[int]]:

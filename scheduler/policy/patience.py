@@ -96,5 +96,6 @@ def take_nodes(rows: Sequence[Base], max_pass_tokens: int, max_nodes: int | None
     for row in sorted(rows, key=lambda row: row.service_class):
         if not row.is_chunk:
             row.find_candidates()
-            row.num_nodes = max(0, min(room, len(row.candidates.nodes[:max_nodes])))
-            room -= row.num_nodes
+            num_nodes = max(0, min(room, len(row.candidates.nodes[:max_nodes])))
+            row.take(num_nodes, float(row.candidates.survivals[:num_nodes].sum()), num_nodes)
+            room -= num_nodes

@@ -59,27 +59,23 @@ class Base:
     num_tokens: int = field(init=False)  # a row whose tokens the target already knows still forwards its root
     is_chunk: bool = field(init=False)  # a part of a prompt: nothing is chosen behind it
     is_ahead: bool = field(init=False)  # of the verdict on the row that its request has already
-    num_nodes: int = 0  # of the candidates that go with it
     candidates: Candidates = NO_CANDIDATES
+    num_nodes: int = 0  # of these, that go with it
+    gain: float = 0.0  # tokens that they should bring
+    num_expected_nodes: float = 0.0  # that should be computed: of a row that is ahead, those that a verdict leaves
 
     def __post_init__(self) -> None:
         self.num_tokens = max(len(self.tokens), 1)
         self.is_chunk = self.start + len(self.tokens) < self.request.committed_len
         self.is_ahead = bool(self.request.sent)
 
-    @property
-    def num_expected_nodes(self) -> float:
-        """That will be computed: of a row that is ahead, those that its root's choice leaves."""
-        return float(self.candidates.shares[: self.num_nodes].sum())
-
-    @property
-    def gain(self) -> float:
-        """Tokens that the nodes are expected to bring."""
-        return float(self.candidates.survivals[: self.num_nodes].sum())
-
     def find_candidates(self) -> None:
         if not self.is_chunk:
             self.candidates = self.request.candidates_ahead() if self.is_ahead else self.request.candidates()
+
+    def take(self, num_nodes: int, gain: float, num_expected: float) -> None:
+        """So many of the candidates, from the first one on."""
+        self.num_nodes, self.gain, self.num_expected_nodes = num_nodes, gain, num_expected
 
     @property
     def service_class(self) -> ServiceClass:

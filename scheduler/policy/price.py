@@ -194,8 +194,9 @@ class Price:
             shares=[row.candidates.shares for row in rows] if any(row.is_ahead for row in rows) else None,
             min_price=min_price,
         )
-        for row, num_nodes in zip(rows, chosen.num_nodes.tolist(), strict=True):
-            row.num_nodes = num_nodes
+        figures = chosen.num_nodes.tolist(), chosen.gains.tolist(), chosen.num_expected.tolist()
+        for row, num_nodes, gain, num_expected in zip(rows, *figures, strict=True):
+            row.take(num_nodes, gain, num_expected)
         return chosen
 
     def _coming(self, rows: Sequence[Base], weights: NDArray[np.float64], now_s: float) -> Iterator[Coming]:

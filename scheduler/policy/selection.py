@@ -32,6 +32,8 @@ _STEP = 4  # nodes over which the slope of V is taken: the profile has corners
 @dataclass(frozen=True, slots=True)
 class Selection:
     num_nodes: NDArray[np.int64]  # [num_rows]: so many of each row's nodes, the likeliest
+    gains: NDArray[np.float64]  # [num_rows]: tokens that these are expected to bring, not weighted
+    num_expected: NDArray[np.float64]  # [num_rows]: of these, how many should be computed
     price: float  # weighted tokens a second: what the pass is expected to bring
     min_survival: float  # of a node that would be worth its time, in a row of weight 1
     gain: float  # weighted tokens that the nodes are expected to bring
@@ -49,9 +51,9 @@ def select(
     min_price: float = 0.0,  # weighted tokens a second: what time is worth in any case, however few this pass brings
 ) -> Selection:
     lengths = np.array([len(row) for row in survivals], dtype=np.int64)
-    values = np.concatenate([*survivals, np.empty(0)])
+    values = chances = np.concatenate([*survivals, np.empty(0)])
     if weights is not None:
-        values *= np.repeat(weights, lengths)
+        values = chances * np.repeat(weights, lengths)
     costs = None if shares is None else np.concatenate([*shares, np.empty(0)])
     # Whichever comes first of equals: a row's nodes are taken in the row's own order.
     order = np.argsort(-values if costs is None else -values / costs)[: max(len(seconds) - 1 - num_tokens, 0)]
@@ -67,11 +69,17 @@ def select(
     price = max(float(rates[best]), min_price)
     if num_choosing and price > rates[best]:
         best = int(np.argmax(gains - price * times))
-    owners = np.repeat(np.arange(len(survivals)), lengths)
+    taken = order[:best]
+    owners = np.repeat(np.arange(len(survivals)), lengths)[taken]
+    num_nodes = np.bincount(owners, minlength=len(survivals))
     above = min(int(sizes[best]) + _STEP, len(seconds) - 1)
     slope = (seconds[above] - times[best]) / max(above - sizes[best], 1)
     return Selection(
-        num_nodes=np.bincount(owners[order[:best]], minlength=len(survivals)),
+        num_nodes=num_nodes,
+        gains=np.bincount(owners, chances[taken], len(survivals)),
+        num_expected=num_nodes.astype(np.float64)
+        if costs is None
+        else np.bincount(owners, costs[taken], len(survivals)),
         price=float(rates[best]),
         min_survival=float(min(price * slope, 1.0)),
         gain=float(gains[best]),

@@ -20,6 +20,10 @@ def path_of(node: Node) -> Path:
     return () if node is None else (*(path_of(node.parent) if node.parent else ()), node.token)
 
 
+def survival_of(node: Node) -> float:
+    return node.chance if node.parent is None else survival_of(node.parent) * node.chance
+
+
 def grow(tree: DraftTree, path: Path, source: str = "a") -> Node | None:
     node = None
     for token in path:
@@ -135,9 +139,27 @@ def test_the_likeliest_nodes_are_those_of_the_highest_survival_and_hang_together
 
     taken = tree.ranked()[:max_nodes]
 
-    pack_nodes([node for _, node in taken])  # raises where a parent is missing
-    assert [survival for survival, _ in taken] == pytest.approx([node.survival for _, node in taken])
-    assert [survival for survival, _ in taken] == sorted((node.survival for node in tree), reverse=True)[:max_nodes]
+    pack_nodes(taken)  # raises where a parent is missing
+    survivals = [survival_of(node) for node in taken]
+    assert [node.survival for node in taken] == survivals
+    assert survivals == sorted((survival_of(node) for node in tree), reverse=True)[:max_nodes]
+
+
+@seeded
+@given(st.lists(st.tuples(paths, st.floats(0.01, 1)), max_size=30), paths)
+def test_survival_is_the_product_of_the_chances_on_the_path_also_behind_an_advance(
+    grown: list[tuple[Path, float]], committed: Path
+) -> None:
+    tree = DraftTree()
+    for path, chance in grown:
+        if (node := grow(tree, path)) is not None:
+            node.chance = chance
+    before = list(tree)
+    tree.advance(committed)
+    assert [node.survival for node in tree] == [survival_of(node) for node in tree]
+    assert [node for node in before if tree.holds(node)] == list(tree)
+    assert [node.number for node in tree.nodes] == sorted(node.number for node in tree)
+    assert tree.depth == max((len(path_of(node)) for node in tree), default=0)
 
 
 def test_the_empty_path_leads_to_no_node() -> None:
