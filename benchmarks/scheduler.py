@@ -135,15 +135,20 @@ async def ask(client: AsyncClient, counter: count[int]) -> None:
         next(counter)
 
 
+async def when_ready(client: AsyncClient) -> None:
+    for _ in range(START_POLLS):
+        if (await client.server_info()).state == "ready":
+            return
+        await asyncio.sleep(POLL_S)
+    raise TimeoutError("the scheduler is not ready")
+
+
 async def load(
     endpoint: str, workers: Connection, scheduler: psutil.Process, num_rows: int, seconds: float
 ) -> dict[str, float]:
     counter = count()
     async with AsyncClient(endpoint) as client:
-        for _ in range(START_POLLS):
-            if (await client.server_info()).state == "ready":
-                break
-            await asyncio.sleep(POLL_S)
+        await when_ready(client)
         streams = [asyncio.create_task(ask(client, counter)) for _ in range(num_rows)]
         await asyncio.sleep(seconds / 2)
         received = next(counter)

@@ -65,8 +65,9 @@ class Base:
     num_expected_nodes: float = 0.0  # that should be computed: of a row that is ahead, those that a verdict leaves
 
     def __post_init__(self) -> None:
-        self.num_tokens = max(len(self.tokens), 1)
-        self.is_chunk = self.start + len(self.tokens) < self.request.committed_len
+        num_tokens = len(self.tokens)
+        self.num_tokens = num_tokens or 1
+        self.is_chunk = self.start + num_tokens < len(self.request.tokens)
         self.is_ahead = bool(self.request.sent)
 
     def find_candidates(self) -> None:

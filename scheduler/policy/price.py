@@ -203,7 +203,7 @@ class Price:
         """What the rows' drafters are expected to add, by what their orders brought before."""
         for row, weight in zip(rows, weights.tolist(), strict=True):
             request = row.request
-            if request.num_completion_tokens == 0 or row.is_chunk:
+            if not request.drafters or request.num_completion_tokens == 0 or row.is_chunk:
                 continue
             for view in request.drafters.values():
                 if view.ordered_len != request.committed_len or view.health.is_late:
@@ -231,10 +231,11 @@ class Price:
         """Of rows under whose root nothing was there: what their drafts would have brought, verifying them paid for.
         `num_expected`: tokens that the pass commits."""
         after_s = lost = 0.0
-        for row in rows if self.drafts_pay else ():
-            found = [self._first_draft(view) for view in row.request.drafters.values() if view.began_empty]
-            best = max(found, default=(0.0, 0.0))
-            lost, after_s = lost + best[0], after_s + best[0] * best[1]
+        views = (row.request.drafters.values() for row in rows if self.drafts_pay)
+        for began_empty in ([view for view in each if view.began_empty] for each in views):
+            if began_empty:
+                best = max(map(self._first_draft, began_empty))
+                lost, after_s = lost + best[0], after_s + best[0] * best[1]
         if lost:
             self._pace.note_missing_drafts(after_s / lost, min(lost / num_expected, 1.0))
         else:
