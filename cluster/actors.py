@@ -23,6 +23,7 @@ from outrider.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
     from scheduler.policy.worth import Lack, Worth
+    from scheduler.pressure import Pressure
 
 DRAFTER_NICENESS = 10
 
@@ -52,14 +53,17 @@ class SchedulerActor(_Actor):
     async def start(self) -> str:
         return await self._server.start()
 
-    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
-        await self._server.set_workers(targets, drafters)
+    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], num_missing: int) -> None:
+        await self._server.set_workers(targets, drafters, num_missing)
 
-    async def drain_drafter(self, address: str, limit_s: float) -> None:
-        await self._server.drain_drafter(address, limit_s)
+    async def drain_worker(self, address: str, limit_s: float) -> None:
+        await self._server.drain_worker(address, limit_s)
 
     async def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]:
         return self._server.worth(num_drafters, most)
+
+    async def pressure(self) -> Pressure:
+        return self._server.pressure()
 
     async def show_scaling(self, scaling: bytes) -> None:
         self._server.show_scaling(pb.Scaling.FromString(scaling))

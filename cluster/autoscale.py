@@ -1,7 +1,9 @@
-"""The autoscaler: every few seconds it asks the scheduler what drafters are worth, decides, and says so.
+"""The autoscaler: every few seconds it asks the scheduler what drafters are worth and what target groups are asked for,
+decides, and says so.
 
-The decision is scaling_decision.py's; what it comes to is pool.py's. Ray sees actors that wait for a place, and its own
-autoscaler adds a machine for them; it removes one that has been empty for a while.
+The decisions are scaling_decision.py's and group_decision.py's; what they come to is pool.py's. Ray sees actors, and
+placement groups, that wait for a place, and its own autoscaler adds a machine for them; it removes one that has been
+empty for a while.
 """
 
 from __future__ import annotations
@@ -10,61 +12,95 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from cluster.config import CellConfig
 from cluster.errors import WorkerFailed
-from cluster.parts import DrafterPart
-from cluster.pool import DrafterPool
+from cluster.group_decision import Peak, decide_groups
+from cluster.parts import DrafterPart, TargetGroup
+from cluster.pool import Pool
 from cluster.scaling_decision import Decision, decide
 from outrider.v1 import inference_pb2 as pb
 from scheduler.policy.worth import Lack, Worth
+from scheduler.pressure import Pressure
 
 log = logging.getLogger(__name__)
 
 NUM_SHOWN = 20  # decisions
+TARGET_GROUPS = "target groups"  # the name of their pool; no drafter's has a blank
 
-AskWorth = Callable[[Mapping[str, int], int], Awaitable[dict[str, Worth | Lack]]]
-Show = Callable[[pb.Scaling], Awaitable[None]]
+
+class Scheduler(Protocol):
+    """What is asked of it, and told to it. All of it raises WorkerFailed when it does not answer."""
+
+    async def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]: ...
+    async def pressure(self) -> Pressure: ...
+    async def show_scaling(self, scaling: pb.Scaling) -> None: ...
 
 
 class Autoscaler:
-    def __init__(self, config: CellConfig, pools: Sequence[DrafterPool], ask_worth: AskWorth, show: Show) -> None:
+    def __init__(
+        self,
+        config: CellConfig,
+        pools: Sequence[Pool[DrafterPart]],  # one a [[drafters]] section, in their order
+        groups: Pool[TargetGroup],
+        scheduler: Scheduler,
+    ) -> None:
         self._config = config
-        self._pools = pools
-        self._ask_worth = ask_worth
-        self._show = show
+        self._rules = config.autoscale
+        # A group may take as long as any start does: to be given up and begun anew would be never to come.
+        give_up_s = max(config.autoscale.give_up_s, config.ray.start_timeout_s)
+        self._rules_of_groups = config.autoscale.model_copy(update={"give_up_s": give_up_s})
+        self._pools = [*zip(config.drafters, pools, strict=True)]
+        self._groups = groups
+        self._scheduler = scheduler
+        self._peak = Peak(config.autoscale.down_cool_down_s)
         self._decisions: deque[pb.ScalingDecision] = deque(maxlen=NUM_SHOWN)
         self._last: dict[str, Decision] = {}
 
-    async def run(self, parts: Mapping[str, list[DrafterPart]]) -> None:
-        """Keep these drafters, by the name of their pool, and decide until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for pool in self._pools:
-                pool.adopt(parts[pool.section.name], tasks)
-            while True:
-                try:
-                    await self.step()
-                except WorkerFailed as error:  # of the scheduler, which is being restarted
-                    log.warning("nothing is decided about drafters now: %s", error)
-                await asyncio.sleep(self._config.autoscale.period_s)
+    async def run(self, drafters: Mapping[str, list[DrafterPart]], groups: list[TargetGroup]) -> None:
+        """Keep these drafters, by the name of their pool, and these groups, and decide until cancelled. Raises
+        WorkerFailed when the cell can't go on without a group that is given up."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._groups.adopt(groups, tasks)
+                for section, pool in self._pools:
+                    pool.adopt(drafters[section.name], tasks)
+                while True:
+                    try:
+                        await self.step()
+                    except WorkerFailed as error:  # of the scheduler, which is being restarted
+                        log.warning("nothing is decided about numbers now: %s", error)
+                    await asyncio.sleep(self._rules.period_s)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def step(self) -> None:
         """One round of decisions. Raises WorkerFailed when the scheduler does not answer."""
-        numbers = {pool.section.name: pool.state.num_wanted for pool in self._pools}
-        worths = await self._ask_worth(numbers, max(pool.section.max_workers for pool in self._pools))
-        for pool in self._pools:
-            self._take(pool, self._decide(pool, worths[pool.section.name]))
-        await self._show(self._shown(worths))
+        numbers = {section.name: pool.num_wanted for section, pool in self._pools}
+        most = max((section.max_workers for section, _ in self._pools), default=0)
+        worths = await self._scheduler.worth(numbers, most)
+        for section, pool in self._pools:
+            cost = self._cost_without(pool)
+            self._take(pool, decide(self._rules, section, pool.look(), worths[section.name], cost, pool.now_s()))
+        pressure, groups, now_s = await self._scheduler.pressure(), self._groups, self._groups.now_s()
+        peak = self._peak.note(pressure.demand, now_s)
+        self._take(
+            groups, decide_groups(self._rules_of_groups, self._config.target, groups.look(), pressure, peak, now_s)
+        )
+        await self._scheduler.show_scaling(self._shown(worths, pressure))
 
-    def _decide(self, pool: DrafterPool, worth: Worth | Lack) -> Decision:
-        others = sum(each.state.num_wanted * each.section.price_per_hour for each in self._pools if each is not pool)
-        cost = self._config.target.price_per_hour + others
-        return decide(self._config.autoscale, pool.section, pool.state, worth, cost, pool.now_s())
+    def _cost_without(self, without: Pool[DrafterPart]) -> float:
+        """Of an hour, of all but one pool."""
+        target = self._config.target
+        cost = target.price_per_hour * self._groups.num_wanted / target.groups
+        others = [(section, pool) for section, pool in self._pools if pool is not without]
+        return cost + sum(pool.num_wanted * section.price_per_hour for section, pool in others)
 
-    def _take(self, pool: DrafterPool, decision: Decision) -> None:
-        name, before = pool.section.name, self._last.get(pool.section.name)
-        self._last[name] = decision
+    def _take(self, pool: Pool[Any], decision: Decision) -> None:
+        before = self._last.get(pool.name)
+        self._last[pool.name] = decision
         if not decision.is_change:
             return
         is_repeated = before is not None and (before.num_before, before.num_after) == (
@@ -72,15 +108,14 @@ class Autoscaler:
             decision.num_after,
         )
         if not is_repeated:  # as it is every time in a dry run
-            self._note(name, decision)
-        if not self._config.autoscale.dry_run:
+            self._note(pool.name, decision)
+        if not self._rules.dry_run:
             pool.scale_to(decision.num_after)
 
     def _note(self, name: str, decision: Decision) -> None:
-        would = "would go" if self._config.autoscale.dry_run else "goes"
-        log.warning(
-            "drafter %s %s from %d to %d: %s", name, would, decision.num_before, decision.num_after, decision.reason
-        )
+        would = "would go" if self._rules.dry_run else "go"
+        what = name if name == TARGET_GROUPS else f"drafters {name}"
+        log.warning("%s %s from %d to %d: %s", what, would, decision.num_before, decision.num_after, decision.reason)
         self._decisions.appendleft(
             pb.ScalingDecision(
                 pool=name,
@@ -91,24 +126,46 @@ class Autoscaler:
             )
         )
 
-    def _shown(self, worths: Mapping[str, Worth | Lack]) -> pb.Scaling:
-        pools = [self._pool_shown(pool, worths[pool.section.name]) for pool in self._pools]
-        return pb.Scaling(is_dry_run=self._config.autoscale.dry_run, pools=pools, decisions=self._decisions)
+    # ── what is shown ───────────────────────────────────────────────────────────────────────────────
 
-    def _pool_shown(self, pool: DrafterPool, worth: Worth | Lack) -> pb.DrafterPool:
-        state, section = pool.state, pool.section
+    def _shown(self, worths: Mapping[str, Worth | Lack], pressure: Pressure) -> pb.Scaling:
+        return pb.Scaling(
+            is_dry_run=self._rules.dry_run,
+            pools=[self._pool_shown(index, worths) for index in range(len(self._pools))],
+            decisions=self._decisions,
+            target=self._groups_shown(pressure),
+        )
+
+    def _pool_shown(self, index: int, worths: Mapping[str, Worth | Lack]) -> pb.DrafterPool:
+        section, pool = self._pools[index]
         shown = pb.DrafterPool(
             name=section.name,
-            num_wanted=state.num_wanted,
-            num_present=pool.num_present,
-            num_starting=state.num_starting,
-            num_draining=pool.num_draining,
             min_workers=section.min_workers,
             max_workers=section.max_workers,
-            reason=self._last[section.name].reason,
+            **self._counts(pool),
         )
+        worth = worths[section.name]
         if isinstance(worth, Worth):
             shown.goodput = worth.goodput
             shown.worth_of_one_more = worth.of_one_more
             shown.worth_of_the_last = worth.of_the_last
         return shown
+
+    def _groups_shown(self, pressure: Pressure) -> pb.TargetPool:
+        return pb.TargetPool(
+            min_groups=self._config.target.min_groups,
+            max_groups=self._config.target.max_groups,
+            num_waiting=pressure.num_waiting,
+            demand=pressure.demand,
+            **self._counts(self._groups),
+        )
+
+    def _counts(self, pool: Pool[Any]) -> dict[str, Any]:
+        state = pool.look()
+        return {
+            "num_wanted": state.num_wanted,
+            "num_present": pool.num_present,
+            "num_starting": state.num_starting,
+            "num_draining": pool.num_draining,
+            "reason": self._last[pool.name].reason,
+        }

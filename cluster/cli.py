@@ -132,7 +132,7 @@ def status(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="The cell's address for clients.")] = DEFAULT_SERVER,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Show a running cell's drafters: how many there are, what they are worth, and why that many are wanted.
+    """Show a running cell's target groups and drafters: how many there are, and why that many are wanted.
 
     Example: outriderd status --server localhost:50051
     """

@@ -94,6 +94,12 @@ class SchedulerSection(Section):
 class TargetSection(Section):
     model: str | None = Field(default=None, min_length=1, description="folder, GGUF file, hub name; unset: a small one")
     groups: Count = Field(default=1, description="target groups, each with all of the model and ranks of its own")
+    min_groups: Count = Field(
+        default_factory=lambda own: own["groups"], description="with [autoscale]: never fewer; unset: `groups`"
+    )
+    max_groups: Count = Field(
+        default_factory=lambda own: own["groups"], description="with [autoscale]: never more; unset: `groups`"
+    )
     tensor_parallel: Count = Field(default=1, description="number of ranks that share the model")
     dtype: Dtype = "auto"
     device: Device = "cpu"
@@ -107,8 +113,23 @@ class TargetSection(Section):
         default=3.0, ge=0, description="for measuring, once, how long passes take; 0: not measured"
     )
     price_per_hour: float = Field(
-        default=0.0, ge=0, description="of all ranks of all groups; only ratios count, in any currency"
+        default=0.0, ge=0, description="of all ranks of `groups` groups; only ratios count, in any currency"
     )
+
+    @model_validator(mode="after")
+    def _has_bounds_in_order(self) -> Self:
+        if {"min_groups", "max_groups"} <= self.model_fields_set and self.min_groups > self.max_groups:
+            raise ValueError(f"min_groups is {self.min_groups}: it must not exceed max_groups, {self.max_groups}")
+        at_start = f"groups is {self.groups}: the cell starts with so many"
+        if self.groups < self.min_groups:
+            raise ValueError(f"{at_start}, and min_groups is {self.min_groups}: raise groups, or lower min_groups")
+        if self.groups > self.max_groups:
+            raise ValueError(f"{at_start}, and max_groups is {self.max_groups}: lower groups, or raise max_groups")
+        return self
+
+    @property
+    def is_scaled(self) -> bool:
+        return self.min_groups < self.max_groups
 
 
 class DrafterSection(Section):
@@ -173,15 +194,17 @@ class AuthSection(Section):
 
 
 class AutoscaleSection(Section):
-    enabled: bool = Field(default=False, description="add and remove drafters, by what they are worth")
+    enabled: bool = Field(
+        default=False, description="add and remove drafters, by what they are worth, and target groups, by what waits"
+    )
     dry_run: bool = Field(default=False, description="decide and show, and do nothing")
     period_s: Seconds = Field(default=5.0, description="between two decisions")
     min_gain: float = Field(default=0.02, gt=0, description="share of goodput that a drafter must add, free or not")
     hysteresis: float = Field(default=0.2, ge=0, lt=1, description="up: so much above break-even; down: so much below")
     up_cool_down_s: float = Field(default=15.0, ge=0, description="after any change, before more are added")
     down_cool_down_s: float = Field(default=120.0, ge=0, description="after any change, before one is removed")
-    give_up_s: Seconds = Field(default=180.0, description="for a drafter to start; then it is not wanted any more")
-    drain_s: Seconds = Field(default=10.0, description="for the requests of a drafter that goes to leave it")
+    give_up_s: Seconds = Field(default=180.0, description="for what is added to start; then it is not wanted any more")
+    drain_s: Seconds = Field(default=10.0, description="for the requests of what goes to leave it")
 
 
 class CellConfig(Section):
@@ -228,6 +251,10 @@ class CellConfig(Section):
 
     @model_validator(mode="after")
     def _scales_only_what_it_is_told_to(self) -> Self:
+        if self.target.is_scaled and not self.autoscale.enabled:
+            way_out = "set autoscale.enabled, or leave min_groups and max_groups out"
+            bounds = f"target.min_groups is {self.target.min_groups} and target.max_groups {self.target.max_groups}"
+            raise ValueError(f"{bounds}, and nothing scales the groups: {way_out}")
         for drafter in self.drafters:
             if not self.autoscale.enabled and (drafter.min_workers, drafter.max_workers) != (1, 1):
                 way_out = "set autoscale.enabled, or leave min_workers and max_workers out"

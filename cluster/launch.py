@@ -12,15 +12,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
 
-from cluster.autoscale import Autoscaler
+from cluster.autoscale import TARGET_GROUPS, Autoscaler
 from cluster.config import CellConfig, DrafterSection
 from cluster.errors import ClusterError, WorkerFailed
 from cluster.health import wait_until_serving
 from cluster.leaving import LeavingNodes, draining_nodes
 from cluster.parts import DrafterPart, SchedulerPart, Surroundings, TargetGroup
-from cluster.placement import cores_of, groups_together, local_resources, machines_with_room
-from cluster.pool import Crew, DrafterPool
+from cluster.placement import cores_of, groups_at_once, groups_together, local_resources, machines_with_room
+from cluster.pool import Crew, Pool
 from cluster.ray_runtime import RayRuntime, RayThread, start_ray, stop_ray, watch_node
 from cluster.server_configs import cell_tls
 from cluster.supervise import Part, keep_alive
@@ -48,11 +50,11 @@ class Cell:
         self._ray_thread = RayThread()
         self._ray: asyncio.Task[RayRuntime] | None = None
         self.scheduler: SchedulerPart | None = None
-        self.targets: list[TargetGroup] = []
-        self.drafters: list[DrafterPart] = []  # those that drain among them
+        self.targets: list[TargetGroup] = []  # those that drain among them
+        self.drafters: list[DrafterPart] = []  # likewise
         self._surroundings: Surroundings | None = None  # once it is known where the cell runs
         self._keepers: list[asyncio.Task[None]] = []
-        self._given_up: set[Part] = set()
+        self._given_up: set[Part] = set()  # and target groups that are let go
         self._told = asyncio.Condition()
         self._stopping: asyncio.Task[None] | None = None
         self._must_hurry = asyncio.Event()
@@ -132,20 +134,21 @@ class Cell:
         leaving = LeavingNodes()
         surroundings = Surroundings(self.config, threads, leaving, ray.log_dir, channels)
         self.scheduler = SchedulerPart(surroundings)
-        self.targets = [TargetGroup(surroundings, i + 1) for i in range(self.config.target.groups)]
         self._surroundings = surroundings
+        groups = [self._new_group(i + 1) for i in range(self.config.target.groups)]
         first = {
             each.name: [self._new_drafter(each, i + 1) for i in range(each.min_workers)]
             for each in self.config.drafters
         }
-        needed = [part for part in self._parts if not (self.config.ray.autoscaled and isinstance(part, DrafterPart))]
+        needed: list[Part] = [self.scheduler, *groups[: groups_at_once(self.config)]]
+        needed += [] if self.config.ray.autoscaled else self.drafters
         await _together([self._bring_up(part, report) for part in needed])
         await self._tell_scheduler()
         await wait_until_serving("the scheduler", self.endpoint, channels, self.config.ray.start_timeout_s)
         steps: list[Coroutine[None, None, None]] = [watch_node(ray)]
         if self.config.autoscale.enabled:
             autoscaler = self._autoscaler()
-            steps += [*map(self._keep, [*self.targets, self.scheduler]), autoscaler.run(first)]
+            steps += [self._keep(self.scheduler), autoscaler.run(first, groups)]
         else:
             steps += map(self._keep, self._parts)
         if not ray.is_local:
@@ -172,9 +175,16 @@ class Cell:
 
     def _autoscaler(self) -> Autoscaler:
         assert self.scheduler is not None
-        crew = Crew(self._new_drafter, self._keep, self._let_go)
-        pools = [DrafterPool(section, crew, time.monotonic) for section in self.config.drafters]
-        return Autoscaler(self.config, pools, self.scheduler.worth, self.scheduler.show_scaling)
+        crews = [Crew(partial(self._new_drafter, each), self._keep, self._let_go) for each in self.config.drafters]
+        pools = [Pool(each.name, crew, time.monotonic) for each, crew in zip(self.config.drafters, crews, strict=True)]
+        groups = Pool(TARGET_GROUPS, Crew(self._new_group, self._keep, self._let_go), time.monotonic)
+        return Autoscaler(self.config, pools, groups, self.scheduler)
+
+    def _new_group(self, number: int) -> TargetGroup:
+        """One that has not been started."""
+        assert self._surroundings is not None
+        self.targets.append(TargetGroup(self._surroundings, number))
+        return self.targets[-1]
 
     def _new_drafter(self, section: DrafterSection, number: int) -> DrafterPart:
         """One that has not been started: the first of its name, the second, …"""
@@ -183,35 +193,42 @@ class Cell:
         self.drafters.append(DrafterPart(self._surroundings, section, threads, number))
         return self.drafters[-1]
 
-    async def _drain(self, part: DrafterPart) -> None:
-        """Its requests have what it still sends and leave it, within the time that is configured for that."""
+    async def _drain(self, part: DrafterPart | TargetGroup) -> None:
+        """Its requests leave it, in their own time, within what is configured for that. Of a drafter they have what it
+        still sends; for those that a target group still has then it is as if it were lost."""
         assert self.scheduler is not None
         try:
             if part.address is not None:
-                await self.scheduler.drain_drafter(part.address, self.config.autoscale.drain_s)
+                await self.scheduler.drain_worker(part.address, self.config.autoscale.drain_s)
         except WorkerFailed as error:
             log.warning("%s was not drained: %s", part.name, error)
 
     async def _hand_over(self, old: Part) -> None:
-        """A part serves elsewhere: the scheduler turns to it, and leaves its old life. That of a drafter is drained."""
-        if isinstance(old, DrafterPart):
-            self.drafters.append(old)
-            try:
-                await self._tell_scheduler()
-                await self._drain(old)
-            finally:
-                self.drafters.remove(old)
+        """A part serves elsewhere: the scheduler turns to it, and leaves its old life, which is drained."""
+        assert isinstance(old, (DrafterPart, TargetGroup)), "the scheduler never moves"
+        self._siblings(old).append(old)
+        try:
+            await self._tell_scheduler()
+            await self._drain(old)
+        finally:
+            self._siblings(old).remove(old)
         await self._tell_scheduler()
 
-    async def _let_go(self, part: DrafterPart) -> None:
-        """Drain a drafter that nobody keeps any more, and end it."""
-        await self._drain(part)
-        self.drafters.remove(part)
+    async def _let_go(self, part: DrafterPart | TargetGroup) -> None:
+        """Drain a drafter, or a target group, that nobody keeps any more, and end it."""
+        if isinstance(part, TargetGroup):
+            self._given_up.add(part)
         try:
+            await self._drain(part)
+            self._siblings(part).remove(part)
             await self._tell_scheduler()
             await self._orderly([part], _WORKER_GRACE_S)
         finally:
             part.kill()
+            part.release()
+
+    def _siblings(self, part: DrafterPart | TargetGroup) -> list[Any]:
+        return self.targets if isinstance(part, TargetGroup) else self.drafters
 
     async def _keep(self, part: Part) -> None:
         try:
@@ -229,12 +246,13 @@ class Cell:
         async with self._told:
             self._told.notify_all()
             targets = [target.address for target in self.targets if target.address is not None]
+            num_missing = sum(target.address is None and target not in self._given_up for target in self.targets)
             if self.scheduler.address is None or not targets:
                 return
             up = [drafter for drafter in self.drafters if drafter is not but]
             drafters = [drafter.address for drafter in up if drafter.address is not None]
             try:
-                await self.scheduler.set_workers(targets, drafters, _TELL_TIMEOUT_S)
+                await self.scheduler.set_workers(targets, drafters, num_missing, _TELL_TIMEOUT_S)
             except WorkerFailed as error:
                 if not self._keepers:
                     raise

@@ -22,6 +22,7 @@ from cluster.threads import ThreadPlan
 from outrider.tls import CellChannels
 from outrider.v1 import inference_pb2 as pb
 from scheduler.policy.worth import Lack, Worth
+from scheduler.pressure import Pressure
 
 T = TypeVar("T")
 
@@ -148,17 +149,25 @@ class SchedulerPart(ActorPart):
         """Never: it can't be elsewhere than its launcher, and ends with it."""
         await asyncio.Event().wait()
 
-    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], timeout_s: float) -> None:
-        await self._processes[0].call("set_workers", list(targets), list(drafters), timeout_s=timeout_s)
+    async def set_workers(
+        self, targets: Sequence[str], drafters: Sequence[str], num_missing: int, timeout_s: float
+    ) -> None:
+        """`num_missing`: target groups that are to come, or to come back."""
+        await self._processes[0].call("set_workers", list(targets), list(drafters), num_missing, timeout_s=timeout_s)
 
-    async def drain_drafter(self, address: str, limit_s: float) -> None:
-        """Returns when nothing is drafted there any more, or after the limit."""
-        await self._call("drain_drafter", address, limit_s, timeout_s=limit_s + _ANSWER_S)
+    async def drain_worker(self, address: str, limit_s: float) -> None:
+        """Returns when no request is on this drafter, or target group, any more, or after the limit."""
+        await self._call("drain_worker", address, limit_s, timeout_s=limit_s + _ANSWER_S)
 
     async def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]:
         """What drafters are worth, by name, if there were so many; looked at up to `most` of them."""
         worth: dict[str, Worth | Lack] = await self._call("worth", dict(num_drafters), most, timeout_s=_ANSWER_S)
         return worth
+
+    async def pressure(self) -> Pressure:
+        """What is asked of the target groups, and what they have."""
+        pressure: Pressure = await self._call("pressure", timeout_s=_ANSWER_S)
+        return pressure
 
     async def show_scaling(self, scaling: pb.Scaling) -> None:
         """For those who ask the scheduler."""
@@ -174,7 +183,7 @@ class TargetGroup(ActorPart):
     """All ranks of a target group. A rank can't be replaced alone: the others wait in a collective for the lost one."""
 
     def __init__(self, surroundings: Surroundings, number: int = 1) -> None:
-        is_only_one = surroundings.config.target.groups == 1
+        is_only_one = surroundings.config.target.max_groups == 1
         super().__init__("the target" if is_only_one else f"target group {number}", surroundings)
         self._reservation: Any = None
 

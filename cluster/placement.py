@@ -43,7 +43,7 @@ def bundle_of(pool: str, device: Device) -> Bundle:
 def local_resources(config: CellConfig) -> dict[str, float]:
     """What this machine must offer for the cell to fit exactly."""
     return {
-        TARGET: float(config.target.groups * config.target.tensor_parallel),
+        TARGET: float(config.target.max_groups * config.target.tensor_parallel),
         DRAFT: float(sum(each.max_workers for each in config.drafters)),
     }
 
@@ -77,17 +77,18 @@ async def machines_with_room(
 def check_feasible(config: CellConfig, machines: Sequence[Machine]) -> None:
     """Raises PlacementError when some worker could never be placed; Ray itself would wait for ever, in silence.
 
-    Where machines for drafters are added on demand, theirs need not be there yet.
+    Where machines are added on demand, those of drafters, and of target groups above the fewest, need not be there yet.
     """
+    num_groups = groups_at_once(config)
     rank = bundle_of(TARGET, config.target.device)
     num_ranks = config.target.tensor_parallel
     room = sum(machine.room_for(rank) // num_ranks for machine in machines)
-    if room < config.target.groups:
+    if room < num_groups:
         each, keys, there = "", "target.tensor_parallel", _offers(machines, rank)
         who = "the target needs"
-        if config.target.groups > 1:
+        if num_groups > 1:
             each, keys, there = " each", "target.groups or target.tensor_parallel", f"{there}: room for {room}"
-            who = f"the {config.target.groups} target groups need"
+            who = f"the {num_groups} target groups need"
         raise PlacementError(
             f"{who} {_times(num_ranks, rank)} on one machine{each}, and there is {there}: "
             f"lower {keys}, or start a machine with ray start {_flags(num_ranks, rank)}"
@@ -115,7 +116,12 @@ def groups_together(config: CellConfig, machines: Sequence[Machine]) -> int:
     """The target groups that may come to share a machine."""
     rank = bundle_of(TARGET, config.target.device)
     most = max((machine.room_for(rank) // config.target.tensor_parallel for machine in machines), default=1)
-    return min(most, config.target.groups)
+    return min(most, config.target.max_groups)
+
+
+def groups_at_once(config: CellConfig) -> int:
+    """Without so many target groups a cell does not start; the others that it is to start with may come later."""
+    return config.target.min_groups if config.ray.autoscaled else config.target.groups
 
 
 async def reserve_target(config: CellConfig, timeout_s: float) -> Any:

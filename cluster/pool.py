@@ -1,4 +1,5 @@
-"""The drafters of one [[drafters]] section: added when more are wanted, drained and then let go when fewer are.
+"""Parts of one kind whose number changes, the drafters of one [[drafters]] section or the target groups: started when
+more are wanted, drained and then let go when fewer are.
 
 Each is kept alive by a task of its own; that of one which goes ends first, so that nothing starts it anew.
 """
@@ -8,37 +9,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from cluster.config import DrafterSection
-from cluster.parts import DrafterPart
+from cluster.parts import ActorPart
 from cluster.scaling_decision import PoolState
 
+AnyPart = TypeVar("AnyPart", bound=ActorPart)
 Steps = Coroutine[Any, Any, None]
 
 
 @dataclass(frozen=True)
-class Crew:
+class Crew(Generic[AnyPart]):
     """What a pool has its cell do."""
 
-    new_drafter: Callable[[DrafterSection, int], DrafterPart]  # that the cell knows from now on; it is not started
-    keep: Callable[[DrafterPart], Steps]  # start it, and again whenever it is lost; returns when it is given up
-    let_go: Callable[[DrafterPart], Steps]  # drain it, and end it; the cell knows it no more
+    new: Callable[[int], AnyPart]  # the first, the second, …: the cell knows it from now on; it is not started
+    keep: Callable[[AnyPart], Steps]  # start it, and again whenever it is lost; returns when it is given up
+    let_go: Callable[[AnyPart], Steps]  # drain it, and end it; the cell knows it no more
 
 
-class DrafterPool:
-    def __init__(self, section: DrafterSection, crew: Crew, clock: Callable[[], float]) -> None:
-        self.section = section
+class Pool(Generic[AnyPart]):
+    def __init__(self, name: str, crew: Crew[AnyPart], clock: Callable[[], float]) -> None:
+        self.name = name
         self._crew = crew
         self._clock = clock
-        self._wanted: list[DrafterPart] = []  # the oldest first
-        self._wanted_since_s: dict[DrafterPart, float] = {}
-        self._keepers: dict[DrafterPart, asyncio.Task[None]] = {}
+        self._wanted: list[AnyPart] = []  # the oldest first
+        self._missing_since_s: dict[AnyPart, float] = {}  # those of them that do not serve
+        self._keepers: dict[AnyPart, asyncio.Task[None]] = {}
         self._num_made = 0
         self._changed_s = clock()
         self.num_draining = 0
 
-    def adopt(self, parts: list[DrafterPart], tasks: asyncio.TaskGroup) -> None:
+    def adopt(self, parts: list[AnyPart], tasks: asyncio.TaskGroup) -> None:
         """Keep these, which are there; and whatever the pool does runs in `tasks`."""
         self._tasks = tasks
         self._num_made = len(parts)
@@ -49,35 +50,45 @@ class DrafterPool:
         return self._clock()
 
     @property
+    def num_wanted(self) -> int:
+        return len(self._wanted)
+
+    @property
     def num_present(self) -> int:
         return sum(part.address is not None for part in self._wanted)
 
-    @property
-    def state(self) -> PoolState:
-        starting = [self._wanted_since_s[part] for part in self._wanted if part.address is None]
-        return PoolState(len(self._wanted), len(starting), min(starting, default=0.0), self._changed_s)
+    def look(self) -> PoolState:
+        """As it is now. What is found missing counts as starting from then on."""
+        missing = [part for part in self._wanted if part.address is None]
+        self._missing_since_s = {part: self._missing_since_s.get(part, self._clock()) for part in missing}
+        since_s = min(self._missing_since_s.values(), default=0.0)
+        return PoolState(len(self._wanted), len(missing), since_s, self._changed_s)
 
     def scale_to(self, number: int) -> None:
         """Returns at once; what starts, or drains, takes its time."""
         self._changed_s = self._clock()
         while len(self._wanted) < number:
             self._num_made += 1
-            self._watch(self._crew.new_drafter(self.section, self._num_made))
+            self._watch(self._crew.new(self._num_made))
         while len(self._wanted) > number:
-            # One that has not come yet is missed by nobody; of the others the newest has fewest requests.
-            newest_first = self._wanted[::-1]
-            part = next((part for part in newest_first if part.address is None), newest_first[0])
+            part = min(reversed(self._wanted), key=self._how_missed)
             self._wanted.remove(part)
-            del self._wanted_since_s[part]
+            self._missing_since_s.pop(part, None)
+            self.num_draining += 1
             self._tasks.create_task(self._retire(part))
 
-    def _watch(self, part: DrafterPart) -> None:
+    def _how_missed(self, part: AnyPart) -> int:
+        """One that is given up, or has not come yet, is missed by nobody; of the others the newest has fewest
+        requests."""
+        return 0 if self._keepers[part].done() else 1 if part.address is None else 2
+
+    def _watch(self, part: AnyPart) -> None:
         self._wanted.append(part)
-        self._wanted_since_s[part] = self._clock()
+        if part.address is None:
+            self._missing_since_s[part] = self._clock()
         self._keepers[part] = self._tasks.create_task(self._crew.keep(part))
 
-    async def _retire(self, part: DrafterPart) -> None:
-        self.num_draining += 1
+    async def _retire(self, part: AnyPart) -> None:
         try:
             keeper = self._keepers.pop(part)
             keeper.cancel()

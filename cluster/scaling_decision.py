@@ -1,4 +1,5 @@
-"""How many drafters of a pool are wanted: a decision with its reason, from numbers alone. No I/O.
+"""How many drafters of a pool are wanted: a decision with its reason, from numbers alone. No I/O. Target groups:
+group_decision.py.
 
 The measure is the worth that the scheduler tells (scheduler/policy/worth.py), and the bar is the price: j more drafters
 pay if the share that they add to the cell's goodput is at least the share that they add to its cost,
@@ -48,18 +49,35 @@ def decide(
     now_s: float,
 ) -> Decision:
     """`worth`: with as many drafters as are wanted, looked at up to the pool's most."""
+    late = withdrawn(rules, state, section.min_workers, now_s)
+    if late is not None:
+        return late
     number = state.num_wanted
-    if state.num_starting and now_s - state.starting_since_s >= rules.give_up_s:
-        least = max(number - state.num_starting, section.min_workers)
-        if least < number:
-            return Decision(number, least, f"{state.num_starting} did not start within {rules.give_up_s:g} s")
     if isinstance(worth, Lack):
         wish = _to_learn(section, number, worth)
     elif worth.goodput == 0.0:
         wish = Decision(number, section.min_workers, "nothing runs")
     else:
         wish = _by_price(rules, section, worth, other_cost)
-    return _unless_cooling(rules, state, wish, now_s)
+    return unless_cooling(rules, state, wish, now_s)
+
+
+def withdrawn(rules: AutoscaleSection, state: PoolState, least: int, now_s: float) -> Decision | None:
+    """What has tried to start for too long is not wanted any more, down to `least`. None where nothing has."""
+    after = max(state.num_wanted - state.num_starting, least)
+    if not state.num_starting or now_s - state.starting_since_s < rules.give_up_s or after >= state.num_wanted:
+        return None
+    return Decision(state.num_wanted, after, f"{state.num_starting} did not start within {rules.give_up_s:g} s")
+
+
+def unless_cooling(rules: AutoscaleSection, state: PoolState, wish: Decision, now_s: float) -> Decision:
+    """The wish, if the last change is long enough ago; else to stay, with the reason and the time that is left."""
+    is_up = wish.num_after > wish.num_before
+    wait_s = state.changed_s + (rules.up_cool_down_s if is_up else rules.down_cool_down_s) - now_s
+    if not wish.is_change or wait_s <= 0:
+        return wish
+    goal = f"{wish.num_after} in {wait_s:.0f} s, if it stays so"
+    return Decision(wish.num_before, wish.num_before, f"{wish.reason}: {goal}")
 
 
 def _to_learn(section: DrafterSection, number: int, lack: Lack) -> Decision:
@@ -99,15 +117,6 @@ def _why_it_stays(section: DrafterSection, worth: Worth) -> str:
         return f"{last}, and there may be no more" if worth.num_drafters else "there may be none"
     more = f"one more would add {_percent(worth.of_one_more / worth.goodput)}"
     return f"{last}, {more}" if worth.num_drafters else more
-
-
-def _unless_cooling(rules: AutoscaleSection, state: PoolState, wish: Decision, now_s: float) -> Decision:
-    is_up = wish.num_after > wish.num_before
-    wait_s = state.changed_s + (rules.up_cool_down_s if is_up else rules.down_cool_down_s) - now_s
-    if not wish.is_change or wait_s <= 0:
-        return wish
-    goal = f"{wish.num_after} in {wait_s:.0f} s, if it stays so"
-    return Decision(wish.num_before, wish.num_before, f"{wish.reason}: {goal}")
 
 
 def _percent(share: float) -> str:

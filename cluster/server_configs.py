@@ -36,7 +36,7 @@ def scheduler_config(config: CellConfig, listen: str) -> SchedulerConfig:
     return SchedulerConfig(
         listen=listen,
         metrics_port=section.metrics_port,
-        num_target_groups=config.target.groups,
+        num_target_groups=config.target.max_groups,
         max_running_requests=section.max_running_requests,
         max_queued_requests=section.max_queued_requests,
         max_nodes=section.max_nodes,

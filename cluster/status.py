@@ -1,4 +1,4 @@
-"""`outriderd status`: the drafters of a running cell, by name, and what was decided about their numbers."""
+"""`outriderd status`: target groups and drafters of a running cell, and what was decided about their numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from outrider import Client
 from outrider.access_options import Access
-from outrider.types import DrafterPool, Scaling, ServerInfo
+from outrider.types import DrafterPool, Scaling, ServerInfo, TargetPool
 
 _UNKNOWN = "not known"
 
@@ -28,11 +28,14 @@ def show_status(server: str, access: Access, *, as_json: bool) -> None:
         console.out(json.dumps({"state": info.state, **numbers, **asdict(info.scaling)}), highlight=False)
         return
     console.print(f"{info.state}: {info.num_running_requests} requests run, {info.num_queued_requests} wait")
-    if not info.scaling.pools:
+    if not info.scaling.pools and info.scaling.target is None:
         console.print(_workers(info))
-        console.print("Nothing scales the drafters: autoscale.enabled is not set.")
+        console.print("Nothing scales the drafters, nor the target groups: autoscale.enabled is not set.")
         return
-    console.print(_pools(info.scaling))
+    if info.scaling.target is not None:
+        console.print(_groups(info.scaling.target, _dry_run(info.scaling)))
+    if info.scaling.pools:
+        console.print(_pools(info.scaling))
     console.print(_decisions(info.scaling))
 
 
@@ -43,8 +46,21 @@ def _workers(info: ServerInfo) -> Table:
     return table
 
 
+def _dry_run(scaling: Scaling) -> str:
+    return " (dry run: nothing is changed)" if scaling.is_dry_run else ""
+
+
+def _groups(pool: TargetPool, dry_run: str) -> Table:
+    columns = ("present", "starting", "draining", "demand", "requests without room", "why")
+    table = Table("wanted", *columns, title=f"Target groups{dry_run}", title_justify="left")
+    counts = (pool.num_present, pool.num_starting, pool.num_draining)
+    wanted = f"{pool.num_wanted} of {pool.min_groups} to {pool.max_groups}"
+    table.add_row(wanted, *map(str, counts), f"{pool.demand:.2f}", str(pool.num_waiting), escape(pool.reason))
+    return table
+
+
 def _pools(scaling: Scaling) -> Table:
-    title = "Drafters (dry run: nothing is changed)" if scaling.is_dry_run else "Drafters"
+    title = f"Drafters{_dry_run(scaling)}"
     columns = ("wanted", "present", "starting", "draining", "tokens/s", "one more", "the last", "why")
     table = Table("drafter", *columns, title=title, title_justify="left")
     for pool in scaling.pools:
@@ -61,7 +77,7 @@ def _worth(pool: DrafterPool) -> tuple[str, str, str]:
 
 
 def _decisions(scaling: Scaling) -> Table:
-    table = Table("at", "drafter", "from", "to", "why", title="Last decisions", title_justify="left")
+    table = Table("at", "what", "from", "to", "why", title="Last decisions", title_justify="left")
     for decision in scaling.decisions:
         at = datetime.fromtimestamp(decision.time_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         numbers = (str(decision.num_before), str(decision.num_after))

@@ -50,6 +50,8 @@ from scheduler.events import (
     Stopped,
     Submitted,
     TargetDown,
+    TargetLeaving,
+    TargetsExpected,
     TargetUp,
     Tick,
 )
@@ -57,8 +59,10 @@ from scheduler.policy.patience import Patience
 from scheduler.policy.policy import Policy
 from scheduler.policy.price import Price
 from scheduler.policy.worth import Lack, Worth
+from scheduler.pressure import Pressure, pressure_of
 from scheduler.request import DrafterHealth, Request, SentRow, TargetView
 from scheduler.routing import choose
+from scheduler.target_group import TargetGroup
 from scheduler.target_groups import TargetGroups
 from scheduler.totals import Totals
 from scheduler.waitlist import Waitlist
@@ -91,6 +95,8 @@ class Core:
         self._waitlist = Waitlist()
         self._running: dict[int, Request] = {}  # in order of start
         self._stranded: dict[int, Request] = {}  # those of them whose group was lost, and that no other has taken yet
+        self._full_since_s: float | None = None  # since then some request finds no room; None: all that may run do
+        self._preempted_s = float("-inf")  # when one last gave way
         self._vocab_size = 0  # of the target, also of one that is being restarted: drafters go on meanwhile
         self._deadlines: list[tuple[float, int]] = []  # a heap, of requests; those that have finished may be in it
         self._pass_ids = count(1)
@@ -118,7 +124,8 @@ class Core:
 
     @property
     def has_target(self) -> bool:
-        return len(self.groups) > 0
+        """On which a request may start."""
+        return len(self.groups.staying) > 0
 
     def totals_now(self) -> Totals:
         return self.totals.with_those(request.stats for request in self._requests.values())
@@ -133,12 +140,20 @@ class Core:
         return all(self._drafting.is_starved(health, policy) or not policy.drafts_pay for policy in policies)
 
     def num_requests_on(self, worker: str) -> int:
-        """That the drafters of this worker draft for."""
-        return self._drafting.num_requests_on(worker)
+        """That the drafters of this worker draft for, or that run on this target group."""
+        group = self.groups.get(worker)
+        return self._drafting.num_requests_on(worker) if group is None else len(group.running)
 
     def worth(self, num_drafters: Mapping[str, int], most: int, now_s: float) -> dict[str, Worth | Lack]:
         """Of the drafters of each name, if there were so many, and with up to `most`; or why that is not known."""
         return self.groups.worth(num_drafters, most, now_s)
+
+    def pressure(self, now_s: float) -> Pressure:
+        """On the target groups."""
+        waiting = [request for request in self._waitlist if self._may_start(request)]
+        waited_s = 0.0 if self._full_since_s is None else now_s - self._full_since_s
+        num_places, preempted_s = self._config.max_running_requests, now_s - self._preempted_s
+        return pressure_of(self.groups.staying, self._running.values(), waiting, waited_s, preempted_s, num_places)
 
     def next_wakeup_s(self) -> float | None:
         """When the core wants a Tick if nothing happens before; None: never."""
@@ -175,6 +190,12 @@ class Core:
             case TargetDown(target):
                 self._lose_group(target)
                 self._rehouse()
+            case TargetLeaving(target):
+                leaving = self.groups.retire(target)
+                if leaving is not None:
+                    self._move_from(leaving)
+            case TargetsExpected(number):
+                self.groups.num_expected = number
             case PassDone():
                 self._finish_pass(event, now_s)
             case DrafterUp(worker, drafters, drawing):
@@ -201,9 +222,10 @@ class Core:
 
     def _start_queued(self, now_s: float) -> None:
         """Start requests, in their order, while there is room for them, or for those below them to give way."""
-        while len(self.groups):
+        while self.groups.staying:
             request = self._waitlist.next(self._may_start)
             if request is None:
+                self._full_since_s = None
                 return
             largest = self.groups.largest
             needed = largest.blocks_of(request)
@@ -211,10 +233,13 @@ class Core:
                 limit = f"the target's KV cache holds {largest.num_blocks} blocks of {largest.block_size} tokens"
                 self._fail(request, Overloaded(f"the request may come to need {needed} KV blocks: {limit}"), now_s)
                 continue
-            chosen = choose(request, self.groups)
+            chosen = choose(request, self.groups.staying)
             if chosen is None:
+                self._full_since_s = now_s if self._full_since_s is None else self._full_since_s
                 return
             group, given = chosen
+            if given:
+                self._preempted_s = now_s
             for each in given:
                 self._preempt(each)
             self._waitlist.start(request)
@@ -235,9 +260,10 @@ class Core:
         self._waitlist.put_back(request)
 
     def _may_start(self, request: Request) -> bool:
-        """A request with a leader waits for it, to find its prompt in the prefix cache instead of computing it too."""
+        """A request with a leader waits for it, to find its prompt in the prefix cache instead of computing it too. One
+        that is too large for the groups that are there waits for those that are missing."""
         leader = self._requests.get(request.new.leader or 0)
-        return leader is None or leader.num_completion_tokens > 0
+        return (leader is None or leader.num_completion_tokens > 0) and not self.groups.may_come_for(request)
 
     def _expire(self, now_s: float) -> None:
         while self._deadlines and (self._deadlines[0][0] <= now_s or self._deadlines[0][1] not in self._requests):
@@ -299,7 +325,7 @@ class Core:
             self._commands.append(ReleaseTarget(request.number, request.target.epoch, group.address))
         self._commands += self._drafting.release(request)
 
-    # ── groups that are lost ────────────────────────────────────────────────────────────────────────
+    # ── groups that are lost, or are to be left ─────────────────────────────────────────────────────
 
     def _lose_group(self, address: str) -> None:
         """Its requests are to be opened elsewhere: where, `_rehouse` says."""
@@ -312,19 +338,31 @@ class Core:
 
     def _rehouse(self) -> None:
         """Requests whose group was lost go to others that have room, the most urgent ones first. Those for whom there
-        is none wait as if they had been preempted. While no group is there at all, all of them stay as they are."""
-        if not self._stranded or not len(self.groups):
+        is none wait as if they had been preempted. While there is no group for them, all of them stay as they are."""
+        if not self._stranded or not self.groups.staying:
             return
         stranded, self._stranded = self._stranded, {}
         left: list[Request] = []
         for request in sorted(stranded.values(), key=lambda each: each.new.service_class):
-            chosen = choose(request, self.groups)
+            chosen = choose(request, self.groups.staying)
             if chosen is None or chosen[1]:
                 left.append(request)
             else:
                 chosen[0].take(request, request.target.epoch)
         for request in reversed(left):
             self._put_back(request)
+
+    def _move_from(self, group: TargetGroup) -> None:
+        """Requests of a group that is to be left go to others that have room, the most urgent ones first, and none
+        while its next token is being computed here. The rest runs on, until there is room or the group is gone."""
+        waiting = [each for each in group.running.values() if all(row.is_ahead for row in each.sent)]
+        for request in sorted(waiting, key=lambda each: each.new.service_class):
+            chosen = choose(request, self.groups.staying)
+            if chosen is not None and not chosen[1]:
+                self._commands.append(ReleaseTarget(request.number, request.target.epoch, group.address))
+                group.drop(request)
+                self._reopen_on_target(request)
+                chosen[0].take(request, request.target.epoch)
 
     def _reopen_on_target(self, request: Request) -> None:
         request.sent = []
@@ -361,6 +399,8 @@ class Core:
             if request is None or row is None:
                 continue  # cancelled, past its deadline, or on another group, while the pass ran
             self._take_outcome(request, row, outcomes.get(number), now_s)
+        if group.is_leaving:
+            self._move_from(group)
         group.had_work = bool(group.running)
 
     def _take_outcome(self, request: Request, row: SentRow, outcome: RowOutcome | None, now_s: float) -> None:

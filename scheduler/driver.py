@@ -33,6 +33,8 @@ from scheduler.events import (
     SendOrder,
     SendPass,
     Submitted,
+    TargetLeaving,
+    TargetsExpected,
     Tick,
 )
 from scheduler.links import DrafterLink, Link, Refused, TargetLink
@@ -91,7 +93,7 @@ class Driver:
         self._target_links: dict[str, tuple[TargetLink, asyncio.Task[None]]] = {}
         self._drafter_links: dict[str, tuple[DrafterLink, asyncio.Task[None]]] = {}
         self._changing_links = asyncio.Lock()
-        self._leaving: dict[str, asyncio.Event] = {}  # drafter workers that are drained; set once they are
+        self._leaving: dict[str, asyncio.Event] = {}  # workers that are drained; set once they are
         self._is_stopped = False
         self._model_known = asyncio.Event()
         self._learning_model = asyncio.Lock()
@@ -215,9 +217,14 @@ class Driver:
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
-        """Hold links to exactly these workers. Links to those that stay are not touched. One call at a time."""
+    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], num_missing: int = 0) -> None:
+        """Hold links to exactly these workers. Links to those that stay are not touched. One call at a time.
+
+        `num_missing`: target groups that are to come, or to come back, whose addresses are not known yet.
+        """
         async with self._changing_links:
+            if not self._is_stopped:
+                self.post(TargetsExpected(len(targets) + num_missing))
             await self._drop(self._target_links, set(self._target_links) - set(targets))
             await self._drop(self._drafter_links, set(self._drafter_links) - set(drafters))
             if self._is_stopped:
@@ -231,10 +238,10 @@ class Driver:
                     drafter = DrafterLink(address, self.post, self._served, self._channels)
                     self._drafter_links[address] = drafter, self._start(drafter)
 
-    async def drain_drafter(self, address: str, limit_s: float) -> None:
-        """Returns when no request drafts there any more, or after `limit_s`."""
+    async def drain_worker(self, address: str, limit_s: float) -> None:
+        """Returns when no request is on this drafter, or target group, any more, or after `limit_s`."""
         is_left = self._leaving[address] = asyncio.Event()
-        self.post(DrafterLeaving(address))
+        self.post(TargetLeaving(address) if address in self._target_links else DrafterLeaving(address))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await is_left.wait()

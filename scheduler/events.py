@@ -129,6 +129,20 @@ class TargetDown:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetLeaving:
+    """The target group is there, and is to be left: whatever starts does so elsewhere."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetsExpected:
+    """So many target groups the cell has, those among them that are lost or have yet to come."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class PassDone:
     pass_id: int
     outcomes: Sequence[RowOutcome]
@@ -198,6 +212,8 @@ Event = (
     | Stopped
     | TargetUp
     | TargetDown
+    | TargetLeaving
+    | TargetsExpected
     | PassDone
     | DrafterUp
     | DrafterLeaving

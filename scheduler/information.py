@@ -64,7 +64,7 @@ def _state(driver: Driver, workers: list[pb.WorkerInfo]) -> pb.ServerState:
         return pb.SERVER_STATE_STARTING
     if not driver.core.has_target:
         return pb.SERVER_STATE_NOT_READY
-    usable = (pb.WORKER_STATE_READY, pb.WORKER_STATE_LATE, pb.WORKER_STATE_STARVED)
+    usable = (pb.WORKER_STATE_READY, pb.WORKER_STATE_LATE, pb.WORKER_STATE_STARVED, pb.WORKER_STATE_LEAVING)
     return pb.SERVER_STATE_READY if all(w.state in usable for w in workers) else pb.SERVER_STATE_DEGRADED
 
 
@@ -79,7 +79,7 @@ def _target_info(link: TargetLink, group: TargetGroup | None) -> pb.WorkerInfo:
         name=description.name if description else link.address,
         kind="target",
         model=description.model if description else "",
-        state=link.state,
+        state=pb.WORKER_STATE_LEAVING if group is not None and group.is_leaving else link.state,
         detail=link.detail,
         num_ranks=description.num_ranks if description else 0,
     )

@@ -27,6 +27,7 @@ from scheduler.gate import Gate
 from scheduler.information import ServiceLimits
 from scheduler.metrics_server import MetricsServer
 from scheduler.policy.worth import Lack, Worth
+from scheduler.pressure import Pressure
 from scheduler.service import SERVICE_NAME, InferenceService
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class SchedulerConfig:
 
     listen: str = f"127.0.0.1:{DEFAULT_PORT}"
     metrics_port: int | None = None
-    num_target_groups: int = 1  # that the cell is to have; with more, calls may be refused without a hint
+    num_target_groups: int = 1  # that the cell has at most; with more, calls may be refused without a hint
     max_running_requests: int = 32  # of each target group
     max_queued_requests: int = 256
     max_nodes: int = 8
@@ -131,21 +132,29 @@ class SchedulerServer:
         reflection.enable_server_reflection(names, server)
         return server
 
-    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str]) -> None:
-        """Use exactly these workers, given as host:port. Call again whenever one is restarted elsewhere."""
-        assert self._driver is not None, "start() comes first"
-        await self._driver.set_workers(targets, drafters)
+    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], num_missing: int = 0) -> None:
+        """Use exactly these workers, given as host:port. Call again whenever one is restarted elsewhere.
 
-    async def drain_drafter(self, address: str, limit_s: float) -> None:
-        """Give a worker no new order. Returns when no request drafts there any more, or after `limit_s`; then leave it
-        out of `set_workers`."""
+        `num_missing`: target groups that are to come, or to come back: what only they have room for waits.
+        """
         assert self._driver is not None, "start() comes first"
-        await self._driver.drain_drafter(address, limit_s)
+        await self._driver.set_workers(targets, drafters, num_missing)
+
+    async def drain_worker(self, address: str, limit_s: float) -> None:
+        """Give a drafter no new order, a target group no new request. Returns when no request is on it any more, or
+        after `limit_s`; then leave it out of `set_workers`."""
+        assert self._driver is not None, "start() comes first"
+        await self._driver.drain_worker(address, limit_s)
 
     def worth(self, num_drafters: Mapping[str, int], most: int) -> dict[str, Worth | Lack]:
         """What drafters are worth, by name, if there were so many; looked at up to `most` of them."""
         assert self._driver is not None, "start() comes first"
         return self._driver.core.worth(num_drafters, most, self._driver.now_s)
+
+    def pressure(self) -> Pressure:
+        """What is asked of the target groups, and what they have."""
+        assert self._driver is not None, "start() comes first"
+        return self._driver.core.pressure(self._driver.now_s)
 
     def show_scaling(self, scaling: pb.Scaling) -> None:
         """Whoever asks for information is shown this, too."""

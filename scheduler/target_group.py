@@ -41,6 +41,7 @@ class TargetGroup:
         self.prefixes = Prefixes(facts.block_size, facts.num_kv_blocks)
         self.asleep_until_s = float("-inf")  # nothing that comes can bring the next pass forward before that
         self.had_work = False  # when the last pass ended
+        self.is_leaving = False  # nothing starts here any more
         self._ask_again_s: float | None = None  # when the policy wants to be asked again
         self._answered_s: float | None = None  # when the last answer came
         self._pass_timeout_s = pass_timeout_s

@@ -22,6 +22,8 @@ class TargetGroups:
         self._max_running_requests = max_running_requests
         self._pass_timeout_s = pass_timeout_s
         self._groups: dict[str, TargetGroup] = {}  # by address
+        self.num_expected = 0  # those that are there, and those that are to come
+        self.staying: tuple[TargetGroup, ...] = ()  # those on which requests may start; the oldest comes first
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -36,25 +38,44 @@ class TargetGroups:
         policy = self._spare_policies.pop() if self._spare_policies else self._policy.for_another()
         capacity = Capacity(self._max_running_requests, facts.num_kv_blocks, facts.block_size)
         self._groups[address] = TargetGroup(address, facts, capacity, policy, self._pass_timeout_s)
+        self._note_staying()
+
+    def retire(self, address: str) -> TargetGroup | None:
+        """From now on it is one to be left. None where it is not there."""
+        group = self._groups.get(address)
+        if group is not None:
+            group.is_leaving = True
+            self._note_staying()
+        return group
 
     def lose(self, address: str) -> TargetGroup | None:
         """What it was; None where it is not there."""
         group = self._groups.pop(address, None)
         if group is not None:
             self._spare_policies.append(group.policy)
+            self._note_staying()
         return group
+
+    def _note_staying(self) -> None:
+        self.staying = tuple(group for group in self._groups.values() if not group.is_leaving)
 
     # ── of all of them ──────────────────────────────────────────────────────────────────────────────
 
     @property
     def num_places(self) -> int:
         """Requests that can run at once; while no group is there, what one will bring."""
-        return self._max_running_requests * max(len(self), 1)
+        return self._max_running_requests * max(len(self.staying), 1)
 
     @property
     def largest(self) -> Capacity:
-        """Of the group with the most KV blocks; one has to be there."""
-        return max((group.capacity for group in self), key=lambda capacity: capacity.num_blocks)
+        """Of the group with the most KV blocks; one has to stay."""
+        return max((group.capacity for group in self.staying), key=lambda capacity: capacity.num_blocks)
+
+    def may_come_for(self, request: Request) -> bool:
+        """Whether it is too large for those that are there, and one is missing that may not be too small."""
+        if len(self) >= self.num_expected or not self.staying:
+            return False
+        return self.largest.blocks_of(request) > self.largest.num_blocks
 
     @property
     def num_free_kv_blocks(self) -> int:
@@ -87,5 +108,5 @@ class TargetGroups:
         """As Core.worth says it."""
         policy = self.policies[0]
         if isinstance(policy, Price):
-            return policy.worth(num_drafters, most, now_s, max(len(self), 1))
+            return policy.worth(num_drafters, most, now_s, max(len(self.staying), 1))
         return dict.fromkeys(num_drafters, Lack.NO_PRICE)

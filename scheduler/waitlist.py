@@ -10,7 +10,7 @@ class starves, and what it is due can't be taken back. What it has beyond that, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from outrider.v1.inference_pb2 import ServiceClass
@@ -36,6 +36,12 @@ class Waitlist:
 
     def __len__(self) -> int:
         return sum(line.num_waiting for line in self._lines.values())
+
+    def __iter__(self) -> Iterator[Request]:
+        """In no particular order."""
+        for line in self._lines.values():
+            for account in line.accounts.waiting():
+                yield from account.waiting
 
     def num_waiting_of(self, tenant: str) -> int:
         return sum(line.accounts.num_waiting_of(tenant) for line in self._lines.values())

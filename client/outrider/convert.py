@@ -25,6 +25,7 @@ from outrider.types import (
     SpeculationMode,
     SpeculationStats,
     Started,
+    TargetPool,
     Token,
     TokenLogprobs,
     TokenSource,
@@ -263,6 +264,21 @@ def _scaling_from_proto(scaling: pb.Scaling) -> Scaling:
             ScalingDecision(each.pool, each.time_s, each.num_before, each.num_after, each.reason)
             for each in scaling.decisions
         ),
+        target=_target_pool_from_proto(scaling.target) if scaling.HasField("target") else None,
+    )
+
+
+def _target_pool_from_proto(pool: pb.TargetPool) -> TargetPool:
+    return TargetPool(
+        num_wanted=pool.num_wanted,
+        num_present=pool.num_present,
+        num_starting=pool.num_starting,
+        num_draining=pool.num_draining,
+        min_groups=pool.min_groups,
+        max_groups=pool.max_groups,
+        num_waiting=pool.num_waiting,
+        demand=pool.demand,
+        reason=pool.reason,
     )
 
 

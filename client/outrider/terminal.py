@@ -15,7 +15,7 @@ from rich.text import Text
 
 from outrider.errors import DeadlineExceeded, InternalError, OutriderError, Overloaded, ServerUnavailable
 from outrider.generation import Generation
-from outrider.types import Answer, ModelInfo, ServerInfo, Token, WorkerInfo
+from outrider.types import Answer, ModelInfo, Scaling, ServerInfo, Token, WorkerInfo
 
 # Sent to a terminal, control characters in a model's text could move the cursor or retitle the window.
 _CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -151,6 +151,7 @@ def show_info(model: ModelInfo, server: ServerInfo, *, as_json: bool) -> None:
                 "queued": f"{server.num_queued_requests} of {server.max_queued_requests} requests",
                 "KV blocks free": f"{server.num_free_kv_blocks} of {server.num_kv_blocks}",
                 "target": f"{server.num_passes} passes; {_bubble(server)}",
+                **_groups(server.scaling),
                 "draft nodes": f"at most {server.max_nodes_per_pass} of a request in a pass",
             },
         )
@@ -168,6 +169,20 @@ def _pairs(title: str, pairs: dict[str, str]) -> Table:
 def _bubble(server: ServerInfo) -> str:
     wanted_s = server.busy_s + server.bubble_s
     return f"idle {server.bubble_s / wanted_s:.1%} of the time that requests ran" if wanted_s else "not asked yet"
+
+
+def _groups(scaling: Scaling) -> dict[str, str]:
+    """How many there are and were, where their number is scaled."""
+    pool = scaling.target
+    if pool is None or pool.min_groups == pool.max_groups:
+        return {}
+    wanted = f"{pool.num_wanted} wanted of {pool.min_groups} to {pool.max_groups}: {pool.reason}"
+    rows = {"target groups": f"{pool.num_present} serve, {pool.num_draining} drain; {wanted}"}
+    last = next((each for each in scaling.decisions if each.pool == "target groups"), None)
+    if last is not None:
+        what = "would have gone" if scaling.is_dry_run else "went"
+        rows["last change"] = f"{what} from {last.num_before} to {last.num_after}: {last.reason}"
+    return rows
 
 
 def _workers(workers: tuple[WorkerInfo, ...]) -> Table:

@@ -204,8 +204,23 @@ class DrafterPool:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetPool:
+    """The target groups, where their number is scaled."""
+
+    num_wanted: int
+    num_present: int  # serving, and wanted
+    num_starting: int
+    num_draining: int  # not wanted any more, and still there
+    min_groups: int
+    max_groups: int
+    num_waiting: int  # requests that wait for a place or KV blocks
+    demand: float  # groups that all requests which run or wait would fill
+    reason: str  # for the number that is wanted
+
+
+@dataclass(frozen=True, slots=True)
 class ScalingDecision:
-    pool: str
+    pool: str  # a name of drafters, or "target groups"
     time_s: float  # Unix time
     num_before: int
     num_after: int
@@ -214,11 +229,12 @@ class ScalingDecision:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Of the cell's drafters; without pools where nothing scales them."""
+    """Of the cell's drafters and target groups; empty where nothing scales them."""
 
     is_dry_run: bool = False  # decided, and not done
     pools: tuple[DrafterPool, ...] = ()
     decisions: tuple[ScalingDecision, ...] = ()  # the newest first
+    target: TargetPool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ Whatever is done ends at `heal`, and then everything has to come to rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
 
 from outrider.errors import OutriderError, Overloaded
-from scheduler.events import Cancelled, Event, PassDone
+from scheduler.events import Cancelled, Event, PassDone, TargetLeaving
 from scheduler.simulation.cell import Cell
 from scheduler.simulation.drafter import Drafter
 from scheduler.simulation.link import Host, Link
@@ -41,6 +42,7 @@ class Mischief:
             self._restart_scheduler,
             self._break_stream,
             self._restart_what_is_down,
+            self._drain_target,
         ]
         self._kinds = rng.sample(kinds, rng.randint(0, 5))
         self._tampers = rng.choice([0.0, 0.0, 0.05, 0.3])  # share of reports that are spoiled
@@ -96,6 +98,14 @@ class Mischief:
     def _restart_what_is_down(self) -> None:
         for host in (*self._cell.target_hosts.values(), *self._cell.drafter_hosts.values()):
             host.start()
+
+    def _drain_target(self) -> None:
+        """It is left, then it ends whether it is or not, and comes again."""
+        if self._cell.scheduler is not None:
+            target, host = self._rng.choice([*self._cell.target_hosts.items()])
+            self._note("a target group is drained")
+            self._cell.scheduler.post(TargetLeaving(target))
+            self._cell.agenda.after(self._rng.choice([0.0, 0.1, 1.0]), partial(self._crash, host))
 
     def _restart_scheduler(self) -> None:
         self._note("the scheduler crashes")

@@ -150,6 +150,17 @@ def test_info_shows_model_server_and_workers(server: str) -> None:
         assert shown in done.stdout
 
 
+def test_info_shows_the_target_groups_where_their_number_is_scaled(server: str, fake: FakeInference) -> None:
+    assert "target groups" not in run_piped("info", "--server", server, COLUMNS="200").stdout
+    pool = pb.TargetPool(num_wanted=2, num_present=1, num_draining=1, min_groups=1, max_groups=5, reason="so it is")
+    changes = [pb.ScalingDecision(pool="small", reason="not this"), pb.ScalingDecision(pool="target groups")]
+    changes[1].num_before, changes[1].num_after, changes[1].reason = 1, 2, "they waited"
+    fake.server_info = pb.GetServerInfoResponse(scaling=pb.Scaling(target=pool, decisions=changes))
+    shown = run_piped("info", "--server", server, COLUMNS="200").stdout
+    assert "1 serve, 1 drain; 2 wanted of 1 to 5: so it is" in shown
+    assert "went from 1 to 2: they waited" in shown
+
+
 def test_info_as_json_is_one_object(server: str) -> None:
     done = runner.invoke(app, ["info", "--server", server, "--json"])
     (line,) = done.stdout.splitlines()

@@ -19,7 +19,7 @@ from outrider.convert import (
     tokens_from_proto,
 )
 from outrider.errors import InternalError, InvalidRequest
-from outrider.types import ServiceClass, TokenLogprobs
+from outrider.types import ServiceClass, TargetPool, TokenLogprobs
 from outrider.v1 import inference_pb2 as pb
 from tests.client.fake_inference import MODEL_INFO, SERVER_INFO
 
@@ -280,6 +280,15 @@ def test_information_keeps_every_field() -> None:
         ("ngram", "late", ""),
         ("model", "refused", "another vocabulary"),
     ]
+
+
+def test_what_is_said_of_target_groups_is_kept_and_nothing_is_where_nothing_scales_them() -> None:
+    assert server_info_from_proto(SERVER_INFO).scaling.target is None
+    numbers = {"num_wanted": 4, "num_present": 2, "num_starting": 1, "num_draining": 3, "min_groups": 1}
+    numbers |= {"max_groups": 6, "num_waiting": 7}
+    pool = pb.TargetPool(**numbers, demand=3.5, reason="why")
+    target = server_info_from_proto(pb.GetServerInfoResponse(scaling=pb.Scaling(target=pool))).scaling.target
+    assert target == TargetPool(**numbers, demand=3.5, reason="why")
 
 
 def test_a_state_of_a_newer_server_is_shown_as_its_number() -> None:

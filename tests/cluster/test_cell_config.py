@@ -134,6 +134,11 @@ def test_drafters_without_a_name_get_the_first_free_one() -> None:
         ({"ray": {"drain_s": -1.0}}, ["ray.drain_s is -1.0", "greater than 0"]),
         ({"restarts": {"max_restarts": -1}}, ["restarts.max_restarts is -1"]),
         ({"target": 3}, ["target is 3"]),
+        ({"target": {"min_groups": 0}}, ["target.min_groups is 0", "greater than or equal to 1"]),
+        ({"target": {"min_groups": 3, "max_groups": 2}}, ["min_groups is 3", "must not exceed max_groups, 2"]),
+        ({"target": {"min_groups": 2}}, ["groups is 1", "min_groups is 2", "raise groups, or lower min_groups"]),
+        ({"target": {"groups": 3, "max_groups": 2}}, ["groups is 3", "max_groups is 2", "or raise max_groups"]),
+        ({"target": {"max_groups": 2}}, ["target.max_groups 2", "nothing scales the groups", "set autoscale.enabled"]),
     ],
 )
 def test_a_wrong_setting_is_answered_in_one_line_with_key_value_and_way_out(
@@ -145,6 +150,22 @@ def test_a_wrong_setting_is_answered_in_one_line_with_key_value_and_way_out(
     assert [part for part in parts if part not in message] == []
     assert "\n" not in message
     assert "pydantic" not in message
+
+
+@pytest.mark.parametrize(
+    ("given", "bounds"),
+    [
+        ({}, (1, 1, 1)),
+        ({"groups": 2}, (2, 2, 2)),
+        ({"max_groups": 3}, (1, 1, 3)),
+        ({"groups": 2, "min_groups": 1}, (1, 2, 2)),
+    ],
+)
+def test_the_bounds_of_target_groups_are_their_number_unless_they_are_named(
+    given: dict[str, int], bounds: tuple[int, int, int]
+) -> None:
+    target = load_config(None, {"target": given, "autoscale": {"enabled": True}}).target
+    assert (target.min_groups, target.groups, target.max_groups) == bounds
 
 
 @pytest.mark.parametrize("port", [None, 0, 9464])

@@ -1,4 +1,5 @@
-"""A drafter that is renewed, or has moved, ends only when its requests have left it. Scripted parts in a real cell."""
+"""A drafter that is renewed, or has moved, ends only when its requests have left it; so does a target group. Scripted
+parts in a real cell."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 from cluster.config import load_config
 from cluster.errors import WorkerFailed
 from cluster.launch import Cell
-from cluster.parts import DrafterPart
+from cluster.parts import DrafterPart, TargetGroup
 
 
 class Drafter(DrafterPart):
@@ -39,10 +40,14 @@ class Scheduler:
         self.may_leave.set()
         self.is_lost = False
 
-    async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], timeout_s: float) -> None:
-        self._log.append(f"use {' '.join(drafters)}")
+    async def set_workers(
+        self, targets: Sequence[str], drafters: Sequence[str], num_missing: int, timeout_s: float
+    ) -> None:
+        missing = [f"and {num_missing} that are missing"] if num_missing else []
+        used = drafters if targets == ["the target"] else ["targets", *targets, *missing]
+        self._log.append(f"use {' '.join(used)}")
 
-    async def drain_drafter(self, address: str, limit_s: float) -> None:
+    async def drain_worker(self, address: str, limit_s: float) -> None:
         self._log.append(f"drain {address} for {limit_s:g} s")
         await self.may_leave.wait()
         if self.is_lost:
@@ -152,3 +157,81 @@ async def test_who_is_cancelled_while_a_drafter_is_let_go_leaves_no_stop_behind(
     await settle()
     assert world.log[-1] == "killed"
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+# ── target groups ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Group(TargetGroup):
+    def __init__(self, address: str, log: list[str]) -> None:
+        self.name, self.address, self._log, self._reservation = f"target group {address}", address, log, None
+
+    async def stop(self, grace_s: float) -> None:
+        self._log.append(f"stop {self.address}")
+
+    def kill(self) -> None:
+        self._log.append(f"kill {self.address}")
+
+    def release(self) -> None:
+        self._log.append(f"free the place of {self.address}")
+
+
+def world_of_groups(*addresses: str) -> World:
+    world = World()
+    world.cell.targets = [Group(address, world.log) for address in addresses]
+    return world
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_group_that_is_let_go_is_drained_and_left_before_it_ends_and_gives_its_place_back(
+    is_lost: bool,
+) -> None:
+    world = world_of_groups("a", "b")
+    world.scheduler.may_leave.clear()
+    world.scheduler.is_lost = is_lost
+    letting_go = asyncio.create_task(world.cell._let_go(world.cell.targets[1]))
+    await settle()
+    assert world.log == ["drain b for 7 s"]
+    assert [group.address for group in world.cell.targets] == ["a", "b"], "a scheduler that is new is told of it too"
+    world.scheduler.may_leave.set()
+    await letting_go
+    drained = [] if is_lost else ["drained b"]
+    assert world.log[1:] == [*drained, "use targets a", "stop b", "kill b", "free the place of b"]
+
+
+async def test_a_group_that_has_moved_serves_until_its_requests_are_where_it_is_now() -> None:
+    world = world_of_groups("new")
+    world.scheduler.may_leave.clear()
+    moved = asyncio.create_task(world.cell._hand_over(Group("old", world.log)))
+    await settle()
+    assert world.log == ["use targets new old", "drain old for 7 s"]
+    world.scheduler.may_leave.set()
+    await moved
+    assert world.log[2:] == ["drained old", "use targets new"]
+
+
+async def test_a_cell_whose_last_group_is_given_up_while_the_other_one_goes_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def give_up(part: Group, *_: object) -> None:
+        raise WorkerFailed(f"{part.name} is given up")
+
+    monkeypatch.setattr("cluster.launch.keep_alive", give_up)
+    world = world_of_groups("a", "b")
+    world.scheduler.may_leave.clear()
+    letting_go = asyncio.create_task(world.cell._let_go(world.cell.targets[1]))
+    await settle()
+    with pytest.raises(WorkerFailed, match="target group a is given up"):
+        await world.cell._keep(world.cell.targets[0])
+    letting_go.cancel()
+    await asyncio.gather(letting_go, return_exceptions=True)
+    assert world.log[-2:] == ["kill b", "free the place of b"]
+
+
+async def test_the_scheduler_is_told_how_many_groups_are_missing_but_for_those_that_are_given_up() -> None:
+    world = world_of_groups("a", "b", "c")
+    _, lost, given_up = world.cell.targets
+    lost.address = given_up.address = None
+    world.cell._given_up.add(given_up)
+    await world.cell._tell_scheduler()
+    assert world.log == ["use targets a and 1 that are missing"]

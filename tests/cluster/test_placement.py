@@ -54,6 +54,23 @@ def test_each_target_group_has_a_machine_of_its_own_or_shares_one_that_has_room(
         assert part in raised.value.message
 
 
+SCALED = {"target": {"groups": 2, "min_groups": 1, "max_groups": 3}, "drafters": [], "autoscale": {"enabled": True}}
+
+
+def test_groups_that_may_come_have_room_here_and_elsewhere_need_none_yet() -> None:
+    assert local_resources(config(**SCALED))["target"] == 3.0
+    check_feasible(config(**SCALED), [SMALL, SMALL])
+    with pytest.raises(PlacementError, match="the 2 target groups need"):
+        check_feasible(config(**SCALED), [SMALL])
+    assert groups_together(config(**SCALED), [Machine("10.0.0.3", {"target": 8.0})]) == 3
+
+
+def test_where_machines_are_added_on_demand_the_fewest_groups_need_theirs_at_once() -> None:
+    check_feasible(config(**SCALED, ray={"autoscaled": True}), [SMALL])
+    with pytest.raises(PlacementError, match="the target needs"):
+        check_feasible(config(**SCALED, ray={"autoscaled": True}), [])
+
+
 def test_drafters_may_be_spread_over_machines_but_all_must_have_a_place() -> None:
     one, two = [{"kind": "ngram"}], [{"kind": "ngram"}, {"kind": "ngram"}]
     check_feasible(config(drafters=one), [SMALL, LARGE])

@@ -25,6 +25,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "own Redis, OpenShift": ("--set", "redis.enabled=true,redis.passwordSecret=r,redis.runAsUser=null"),
     "hub model, ranks": ("--set", "cell.target.model=org/name,cell.target.tensor_parallel=2,models.hubTokenSecret=h"),
     "target groups": ("--set", "cell.target.groups=2,cell.target.tensor_parallel=2"),
+    "scaled groups": (
+        "--set",
+        "cell.target.groups=2,cell.target.min_groups=1,cell.target.max_groups=4,cell.autoscale.enabled=true,autoscaling.enabled=true",
+    ),
+    "scaled groups on pods that stay": ("--set", "cell.target.max_groups=3,cell.autoscale.enabled=true"),
     "alone": ("--set-json", "cell.drafters=[]", "--set", "draft.minReplicas=0,draft.maxReplicas=0"),
     "nothing optional": ("--set", "networkPolicy.enabled=false,podDisruptionBudgets=false,upgradeStrategy=None"),
     "watched": ("--set", "metrics.serviceMonitor.enabled=true,metrics.dashboard.enabled=true"),

@@ -25,6 +25,10 @@ DRAFTERS = st.one_of(
 )
 
 
+NUMBERS = st.integers(1, 4)
+GROUPS = st.fixed_dictionaries({}, optional={"groups": NUMBERS, "min_groups": NUMBERS, "max_groups": NUMBERS})
+
+
 @st.composite
 def all_values(draw: st.DrawFn) -> dict[str, Any]:
     """About half of them are refused."""
@@ -33,8 +37,9 @@ def all_values(draw: st.DrawFn) -> dict[str, Any]:
     min_replicas, slots = draw(st.integers(0, 2)), draw(st.integers(1, 4))
     return {
         "cell": {
-            "target": {"device": draw(DEVICES), "tensor_parallel": draw(st.integers(1, 8))},
+            "target": {"device": draw(DEVICES), "tensor_parallel": draw(st.integers(1, 8)), **draw(GROUPS)},
             "drafters": drafters,
+            "autoscale": {"enabled": draw(st.sampled_from([True, True, False]))},
         },
         "target": {"cpu": draw(st.integers(1, 64))},
         "draft": {
@@ -72,7 +77,12 @@ def test_values_are_refused_in_our_own_words_or_the_cell_fits_on_its_pods(
     try:
         check_feasible(cell, machines_of(release, "minReplicas"))
         check_feasible(
-            cell.model_copy(update={"ray": cell.ray.model_copy(update={"autoscaled": False})}),
+            cell.model_copy(
+                update={
+                    "ray": cell.ray.model_copy(update={"autoscaled": False}),
+                    "target": cell.target.model_copy(update={"groups": cell.target.max_groups}),
+                }
+            ),
             machines_of(release, "maxReplicas"),
         )
     except PlacementError as error:

@@ -48,7 +48,8 @@ def test_the_configuration_file_is_one_that_outriderd_takes(release: Release, tm
 def test_the_cell_fits_on_the_pods_that_are_or_can_be_there(release: Release, tmp_path: Path) -> None:
     cell = cell_of(release, tmp_path)
     check_feasible(cell, machines_of(release, "minReplicas"))
-    at_most = cell.model_copy(update={"ray": cell.ray.model_copy(update={"autoscaled": False})})
+    all_groups = cell.target.model_copy(update={"groups": cell.target.max_groups})
+    at_most = cell.model_copy(update={"ray": cell.ray.model_copy(update={"autoscaled": False}), "target": all_groups})
     check_feasible(at_most, machines_of(release, "maxReplicas"))
 
 

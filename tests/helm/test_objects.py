@@ -56,8 +56,27 @@ def test_every_pod_of_the_ray_cluster_is_valid_kubernetes(release: Release) -> N
 def test_each_target_group_has_a_pod(render: Render) -> None:
     two = render("--set", "cell.target.groups=2")
     assert (two.group("target")["minReplicas"], two.group("target")["maxReplicas"]) == (2, 2)
-    budgets = [item for item in two.objects if item["kind"] == "PodDisruptionBudget"]
-    assert {item["metadata"]["name"]: item["spec"]["minAvailable"] for item in budgets}["outrider-target"] == 2
+    assert _least_available(two) == 2
+
+
+def _least_available(release: Release) -> int:
+    budgets = [item for item in release.objects if item["kind"] == "PodDisruptionBudget"]
+    [least] = [item["spec"]["minAvailable"] for item in budgets if item["metadata"]["name"] == "outrider-target"]
+    return int(least)
+
+
+SCALED_GROUPS = "cell.target.groups=2,cell.target.min_groups=1,cell.target.max_groups=4,cell.autoscale.enabled=true"
+
+
+@pytest.mark.parametrize("autoscaling", ["true", "false"])
+def test_pods_of_the_target_follow_the_bounds_of_its_groups(render: Render, autoscaling: str) -> None:
+    """Where Ray adds none, all that there may be are there; and no drain of a node may take one."""
+    release = render("--set", f"{SCALED_GROUPS},autoscaling.enabled={autoscaling}")
+    target = release.group("target")
+    least = 1 if autoscaling == "true" else 4
+    assert (target["minReplicas"], target["maxReplicas"]) == (least, 4)
+    assert target.get("replicas", "unset") == ("unset" if autoscaling == "true" else 4)
+    assert _least_available(release) == 4
 
 
 def test_the_ray_cluster_is_valid_to_kuberay(release: Release, ray_cluster: jsonschema.protocols.Validator) -> None:

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.helm
 
 GPU = ("-f", "values-gpu.yaml")
 SCALED = ("--set", "autoscaling.enabled=true,draft.maxReplicas=3")
+CELL_SCALES = ("--set", "cell.autoscale.enabled=true")
 MONITOR = ("--set", "metrics.serviceMonitor.enabled=true")
 BOARD = ("--set", "metrics.dashboard.enabled=true")
 TLS = ("--set", "tls.secretName=t")
@@ -42,6 +43,11 @@ REFUSED: dict[tuple[str, ...], str] = {
     ("--set", "cell.target.device=gpu"): "at '/cell/target/device'",
     ("--set", "cell.target.tensor_parallel=0"): "at '/cell/target/tensor_parallel'",
     ("--set", "cell.target.dtype=int8"): "at '/cell/target/dtype'",
+    ("--set", "cell.target.min_groups=0"): "at '/cell/target/min_groups'",
+    ("--set", "cell.target.max_groups=many"): "at '/cell/target/max_groups'",
+    (*CELL_SCALES, "--set", "cell.target.groups=3,cell.target.max_groups=2"): "cell.target.groups is 3, with which",
+    (*CELL_SCALES, "--set", "cell.target.min_groups=3,cell.target.max_groups=2"): "min_groups, 3, to max_groups, 2",
+    ("--set", "cell.target.max_groups=2"): "max_groups 2, and nothing scales the groups: set cell.autoscale.enabled",
     ("--set", "cell.ray.drain_s=0"): "at '/cell/ray/drain_s'",
     ("--set", "cell.ray.drain_s=null"): "missing property 'drain_s'",
     ("--set-json", 'cell.drafters=[{"kind":"medusa"}]'): "at '/cell/drafters/0/kind'",

@@ -20,6 +20,7 @@ from scheduler.events import (
     RowStatus,
     SendPass,
     Submitted,
+    TargetLeaving,
     TargetUp,
     Tick,
 )
@@ -124,3 +125,16 @@ def test_a_target_that_answers_the_second_one_first_has_lost_its_place() -> None
     [reset] = two.answer(two.second, 4, [6])
     assert reset == ResetTarget(f"pass {two.second.pass_id} was answered before pass {two.first.pass_id}")
     assert emitted(two.answer(two.first, 3, [5])) == []
+
+
+def test_one_that_moves_leaves_the_row_behind_that_was_ahead_of_its_verdict() -> None:
+    two = TwoPasses()
+    two.handle(TargetUp(FACTS, "elsewhere"))
+    assert two.handle(TargetLeaving("")) == []
+    commands = two.answer(two.first, 3, [5])
+    assert emitted(commands) == [5]
+    [there] = passes(commands)
+    [row] = there.rows
+    assert (there.target, row.tokens, row.is_ahead) == ("elsewhere", [1, 2, 3, 5], False)
+    assert row.epoch > two.first.rows[0].epoch
+    assert emitted(two.answer(two.second, 4, [6])) == []

@@ -31,6 +31,8 @@ from scheduler.events import (
     SendPass,
     Submitted,
     TargetDown,
+    TargetLeaving,
+    TargetsExpected,
     TargetUp,
     Tick,
 )
@@ -64,6 +66,9 @@ class Groups:
     def down(self, address: str) -> list[Command]:
         self._forget(address)
         return self.post(TargetDown(address))
+
+    def leave(self, address: str) -> list[Command]:
+        return self.post(TargetLeaving(address))
 
     def ask(self, new: NewRequest) -> list[Command]:
         self.new[new.number], self.tokens[new.number] = new, []
@@ -266,6 +271,33 @@ def test_a_request_that_no_group_could_hold_fails_and_one_that_some_could_does_n
     assert isinstance(groups.ends[2].error, Overloaded)
 
 
+def test_one_that_only_a_missing_group_could_hold_waits_for_it_and_holds_up_nobody() -> None:
+    groups = Groups("a", num_kv_blocks=8)
+    groups.facts = replace(FACTS, num_kv_blocks=40)
+    groups.post(TargetsExpected(2))
+    groups.up("b")
+    groups.ask(asked(1, prompt=100, max_tokens=3))
+    groups.answer(min(groups.passes))
+    assert groups.where(1) == "b"
+    groups.down("b")
+    groups.ask(asked(2))
+    assert (groups.running(), groups.core.num_queued, groups.ends) == ({"a": [2]}, 1, {})
+    groups.up("c")
+    assert groups.where(1) == "c"
+    groups.answer_all()
+    assert all(groups.tokens[number] == true_answer(new) for number, new in groups.new.items())
+
+
+def test_and_fails_once_that_one_is_given_up_or_has_come_back_smaller() -> None:
+    for event in (TargetsExpected(1), TargetUp(replace(FACTS, num_kv_blocks=8), "b")):
+        groups = Groups("a", num_kv_blocks=8)
+        groups.post(TargetsExpected(2))
+        groups.ask(asked(1, prompt=100))
+        assert groups.ends == {}
+        groups.post(event)
+        assert isinstance(groups.ends[1].error, Overloaded)
+
+
 def test_a_request_that_was_paid_for_is_so_again_where_it_lost_its_place() -> None:
     """A batch request that its class was due starts before the interactive ones, however often it is put back."""
     waitlist, batch = Waitlist(), Request(asked(1, BATCH, max_tokens=8), 0.0)
@@ -296,6 +328,94 @@ def test_what_is_learned_of_drafters_outlives_a_group(lost: str) -> None:
     assert kept["c"] is policies[lost]
 
 
+# ── a group that is to be left ──────────────────────────────────────────────────────────────────────
+
+
+def test_the_requests_of_a_group_that_is_left_move_at_their_next_verdict_with_what_they_have() -> None:
+    groups = Groups("a")
+    groups.post(DrafterUp("w", ["d"]))
+    for number in (1, 2):
+        groups.ask(replace(asked(number, max_tokens=9), speculates=True, max_nodes=2))
+    groups.up("b")
+    epochs = {number: groups.core._running[number].target.epoch for number in (1, 2)}
+    [row] = groups.passes[1].rows
+    assert row.request == 1
+    commands = groups.leave("a")
+    assert groups.running() == {"a": [1], "b": [2]}, "what is being computed is not in vain"
+    assert groups.core.num_requests_on("a") == 1
+    commands += groups.answer(1)
+    assert groups.running() == {"a": [], "b": [1, 2]}
+    assert groups.core.num_requests_on("a") == 0
+    released = [command for command in commands if isinstance(command, ReleaseTarget)]
+    assert [(each.request, each.epoch, each.target) for each in released] == [(2, epochs[2], "a"), (1, epochs[1], "a")]
+    assert not any(isinstance(command, ReleaseDrafter) for command in commands)
+    assert len(groups.tokens[1]) == 1
+    assert groups.down("a") == []
+    groups.answer_all()
+    assert all(groups.tokens[number] == true_answer(new) for number, new in groups.new.items())
+    assert [groups.ends[number].stats.num_preemptions for number in (1, 2)] == [0, 0]
+
+
+def test_nothing_starts_on_a_group_that_is_left_and_it_counts_for_nothing() -> None:
+    groups = Groups("a", "b", num_places=2)
+    groups.leave("a")
+    for number in (1, 2, 3):
+        groups.ask(asked(number))
+    assert groups.running() == {"a": [], "b": [1, 2]}
+    assert (groups.core.num_queued, groups.core.groups.num_places) == (1, 2)
+    groups.up("c")
+    assert groups.running() == {"a": [], "b": [1, 2], "c": [3]}
+
+
+def test_those_for_whom_there_is_no_room_run_on_until_there_is_the_most_urgent_first() -> None:
+    groups = Groups("a", num_places=2)
+    for number, service_class in enumerate([BATCH, INTERACTIVE], 1):
+        groups.ask(asked(number, service_class, max_tokens=20))
+    groups.up("b")
+    groups.ask(asked(3, max_tokens=1))
+    groups.ask(asked(4, INTERACTIVE, max_tokens=3))
+    groups.leave("a")
+    of_b = next(pass_id for pass_id, sent in groups.passes.items() if sent.target == "b")
+    groups.answer(min(groups.passes))
+    assert groups.running() == {"a": [1, 2], "b": [3, 4]}, "nobody gives way to one that runs"
+    groups.answer(of_b)
+    groups.answer(next(pass_id for pass_id, sent in groups.passes.items() if sent.target == "a"))
+    assert groups.running() == {"a": [1], "b": [2, 4]}
+    groups.down("a")
+    assert (groups.running(), groups.core.num_queued) == ({"b": [2, 4]}, 1), "as if it had been lost"
+    groups.answer_all()
+    assert all(groups.tokens[number] == true_answer(new) for number, new in groups.new.items())
+
+
+def test_the_last_group_runs_on_with_what_it_has_when_it_is_left_and_nothing_new_starts() -> None:
+    groups = Groups("a", num_places=2)
+    groups.ask(asked(1, max_tokens=9))
+    groups.leave("a")
+    groups.ask(asked(2))
+    assert (groups.running(), groups.core.num_queued, groups.core.has_target) == ({"a": [1]}, 1, False)
+    groups.answer(min(groups.passes))
+    groups.up("b")
+    groups.answer(min(groups.passes))
+    assert groups.running() == {"a": [], "b": [1, 2]}
+    groups.answer_all()
+    assert all(groups.tokens[number] == true_answer(new) for number, new in groups.new.items())
+
+
+def test_what_lost_its_group_goes_to_none_that_is_left() -> None:
+    groups = Groups("a", "b")
+    groups.ask(asked(1))
+    lost = groups.where(1)
+    assert lost is not None
+    other = {"a": "b", "b": "a"}[lost]
+    groups.leave(other)
+    groups.down(lost)
+    assert (groups.running(), groups.core.num_running) == ({other: []}, 1)
+    groups.up("c")
+    assert groups.where(1) == "c"
+    groups.answer_all()
+    assert groups.tokens[1] == true_answer(groups.new[1])
+
+
 # ── any sequence of events ──────────────────────────────────────────────────────────────────────────
 
 ADDRESSES = st.sampled_from(["a", "b", "c"])
@@ -320,6 +440,14 @@ class AnySequence(RuleBasedStateMachine):
     @rule(address=ADDRESSES)
     def go(self, address: str) -> None:
         self.groups.down(address)
+
+    @rule(number=st.integers(0, 3))
+    def expect(self, number: int) -> None:
+        self.groups.post(TargetsExpected(number))
+
+    @rule(address=ADDRESSES)
+    def leave(self, address: str) -> None:
+        self.groups.leave(address)
 
     @rule(
         service_class=st.sampled_from([INTERACTIVE, STANDARD, BATCH]),
@@ -373,7 +501,7 @@ class AnySequence(RuleBasedStateMachine):
         """A group without any request would take whichever comes first, unless that is too large for it."""
         core = self.groups.core
         first = core._waitlist.next(core._may_start)
-        for group in core.groups if first is not None else ():
+        for group in core.groups.staying if first is not None else ():
             assert group.running or group.capacity.blocks_of(first) > group.capacity.num_blocks
 
     @invariant()
@@ -390,6 +518,7 @@ class AnySequence(RuleBasedStateMachine):
         assert all(number == 1 for number in rows.values()), rows
 
     def teardown(self) -> None:
+        self.groups.post(TargetsExpected(1))
         self.groups.down("a")
         self.groups.facts = replace(FACTS, num_kv_blocks=LARGE)
         self.groups.up("a")

@@ -186,6 +186,10 @@ class LocalCell:
         result: Result = self._run(look())
         return result
 
+    def drain(self, address: str, limit_s: float) -> None:
+        """Returns when no request is on this worker any more, or after the limit."""
+        self._run(self._scheduler.drain_worker(address, limit_s))
+
     def _use_drafters(self, addresses: list[str]) -> None:
         self._run(self._scheduler.set_workers([self.target_address, *self.other_targets], addresses))
 

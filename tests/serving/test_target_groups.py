@@ -102,6 +102,28 @@ def test_a_group_that_is_killed_under_load_costs_no_stream_a_token(cell: LocalCe
     assert cell.look(lambda core: (len(core._requests), core._stranded)) == (0, {})
 
 
+def test_a_group_that_is_drained_under_load_costs_no_stream_a_token_and_may_end_then(
+    cell: LocalCell, tiny: Path
+) -> None:
+    with Client(cell.endpoint, resuming=ONCE) as client:
+        with Streams(client, range(NUM_STREAMS)) as streams:
+            undisturbed = streams.tokens()
+        with cell.target_process(str(tiny), KV_CACHE_BYTES) as process, Streams(client, range(NUM_STREAMS)) as streams:
+            streams.wait_begun()
+            [address] = cell.other_targets
+            before = cell.look(lambda core: [len(group.running) for group in core.groups])
+            cell.drain(address, 60.0)
+            after = cell.look(lambda core: {group.address: len(group.running) for group in core.groups})
+            info = client.server_info()
+            process.kill()
+            assert streams.tokens() == undisturbed
+    assert all(before), "both groups had streams when one was drained"
+    assert after[address] == 0
+    assert {target.address: target.state for target in info.targets}[address] == "leaving"
+    assert (info.state, info.max_running_requests) == ("ready", 32)
+    assert cell.look(lambda core: (len(core._requests), core._stranded)) == (0, {})
+
+
 @contextmanager
 def one_request_running(client: Client) -> Iterator[None]:
     """For as long as the block lasts."""

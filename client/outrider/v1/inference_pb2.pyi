@@ -57,6 +57,7 @@ class WorkerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WORKER_STATE_LATE: _ClassVar[WorkerState]
     WORKER_STATE_REFUSED: _ClassVar[WorkerState]
     WORKER_STATE_STARVED: _ClassVar[WorkerState]
+    WORKER_STATE_LEAVING: _ClassVar[WorkerState]
 SERVICE_CLASS_UNSPECIFIED: ServiceClass
 SERVICE_CLASS_INTERACTIVE: ServiceClass
 SERVICE_CLASS_STANDARD: ServiceClass
@@ -87,6 +88,7 @@ WORKER_STATE_READY: WorkerState
 WORKER_STATE_LATE: WorkerState
 WORKER_STATE_REFUSED: WorkerState
 WORKER_STATE_STARVED: WorkerState
+WORKER_STATE_LEAVING: WorkerState
 
 class GenerateRequest(_message.Message):
     __slots__ = ("request_id", "model", "text", "chat", "token_ids", "sampling", "speculation", "resume_from", "service_class")
@@ -421,14 +423,38 @@ class WorkerInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., detail: _Optional[str] = ..., num_ranks: _Optional[int] = ..., num_verdicts: _Optional[int] = ..., acceptance: _Optional[float] = ..., address: _Optional[str] = ..., num_running_requests: _Optional[int] = ..., num_free_kv_blocks: _Optional[int] = ..., num_kv_blocks: _Optional[int] = ...) -> None: ...
 
 class Scaling(_message.Message):
-    __slots__ = ("is_dry_run", "pools", "decisions")
+    __slots__ = ("is_dry_run", "pools", "decisions", "target")
     IS_DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
     is_dry_run: bool
     pools: _containers.RepeatedCompositeFieldContainer[DrafterPool]
     decisions: _containers.RepeatedCompositeFieldContainer[ScalingDecision]
-    def __init__(self, is_dry_run: _Optional[bool] = ..., pools: _Optional[_Iterable[_Union[DrafterPool, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[ScalingDecision, _Mapping]]] = ...) -> None: ...
+    target: TargetPool
+    def __init__(self, is_dry_run: _Optional[bool] = ..., pools: _Optional[_Iterable[_Union[DrafterPool, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[ScalingDecision, _Mapping]]] = ..., target: _Optional[_Union[TargetPool, _Mapping]] = ...) -> None: ...
+
+class TargetPool(_message.Message):
+    __slots__ = ("num_wanted", "num_present", "num_starting", "num_draining", "min_groups", "max_groups", "num_waiting", "demand", "reason")
+    NUM_WANTED_FIELD_NUMBER: _ClassVar[int]
+    NUM_PRESENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_STARTING_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAINING_FIELD_NUMBER: _ClassVar[int]
+    MIN_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    num_wanted: int
+    num_present: int
+    num_starting: int
+    num_draining: int
+    min_groups: int
+    max_groups: int
+    num_waiting: int
+    demand: float
+    reason: str
+    def __init__(self, num_wanted: _Optional[int] = ..., num_present: _Optional[int] = ..., num_starting: _Optional[int] = ..., num_draining: _Optional[int] = ..., min_groups: _Optional[int] = ..., max_groups: _Optional[int] = ..., num_waiting: _Optional[int] = ..., demand: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class DrafterPool(_message.Message):
     __slots__ = ("name", "num_wanted", "num_present", "num_starting", "num_draining", "min_workers", "max_workers", "goodput", "worth_of_one_more", "worth_of_the_last", "reason")

@@ -42,6 +42,15 @@ runAsNonRoot: true
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
+{{/* How many target groups there are at least and at most, as cluster/config.py reads them. */}}
+{{- define "outrider.minGroups" -}}
+{{- with .Values.cell.target }}{{ .min_groups | default .groups | default 1 }}{{ end -}}
+{{- end }}
+
+{{- define "outrider.maxGroups" -}}
+{{- with .Values.cell.target }}{{ .max_groups | default .groups | default 1 }}{{ end -}}
+{{- end }}
+
 {{/* How many drafters there may be; cluster/default_model.py and cluster/config.py make some where none is named. */}}
 {{- define "outrider.numDrafters" -}}
 {{- $count := 0 }}

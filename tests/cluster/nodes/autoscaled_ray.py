@@ -32,17 +32,18 @@ _NODE_TYPE_OF_HEAD = "ray.head.default"
 
 
 class AutoscaledRay:
-    """A head without room for workers, a node for a target, and up to so many with room for a drafter each.
+    """A head without room for workers, a node for a target group or up to so many, and up to so many with room for a
+    drafter each.
 
     Set AUTOSCALED in the environment first.
     """
 
-    def __init__(self, max_drafters: int, folder: Path) -> None:
+    def __init__(self, max_drafters: int, folder: Path, max_groups: int = 1) -> None:
         """`folder`: for its configuration."""
         self._thread = RayThread()
         self._cluster: Any = None
         self._config_file = folder / "autoscaler.json"
-        self._max_drafters = max_drafters
+        self._max_drafters, self._max_groups = max_drafters, max_groups
 
     async def start(self) -> None:
         await self._thread.run(self._start_head)
@@ -80,7 +81,7 @@ class AutoscaledRay:
     def _config(self, gcs_address: str) -> dict[str, Any]:
         return {
             "cluster_name": "tests",
-            "max_workers": 1 + self._max_drafters,
+            "max_workers": self._max_groups + self._max_drafters,
             "idle_timeout_minutes": IDLE_S / 60,
             "provider": {
                 "type": "external",
@@ -93,7 +94,7 @@ class AutoscaledRay:
             "head_node_type": _NODE_TYPE_OF_HEAD,
             "available_node_types": {
                 _NODE_TYPE_OF_HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-                "for-a-target": _node_type("target", 1, 1),
+                "for-a-target": _node_type("target", 1, self._max_groups),
                 "for-a-drafter": _node_type("draft", 0, self._max_drafters),
             },
             # Ray refuses a file without these.

@@ -1,9 +1,11 @@
-"""Load rises and falls: drafters come and go with it, and Ray's own autoscaler adds and removes their nodes."""
+"""Load rises and falls: drafters and target groups come and go with it, and Ray's own autoscaler adds and removes their
+nodes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -12,7 +14,7 @@ import pytest_asyncio
 
 from outrider import AsyncClient
 from outrider.types import DrafterPool, Scaling
-from tests.cluster.conftest import TIMEOUT_S, running
+from tests.cluster.conftest import TIMEOUT_S, MakeConfig, running
 from tests.cluster.nodes.autoscaled_ray import AUTOSCALED, AutoscaledRay, autoscaled_cell
 from tests.cluster.streams import Streams
 
@@ -23,10 +25,15 @@ MAX_DRAFTERS = 1  # one that starts takes time from those that serve, on two cor
 
 @pytest_asyncio.fixture
 async def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AutoscaledRay]:
+    async with autoscaled(AutoscaledRay(MAX_DRAFTERS, tmp_path), monkeypatch) as nodes:
+        yield nodes
+
+
+@asynccontextmanager
+async def autoscaled(nodes: AutoscaledRay, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AutoscaledRay]:
     before = set(psutil.Process().children(recursive=True))
     for name, value in AUTOSCALED.items():
         monkeypatch.setenv(name, value)
-    nodes = AutoscaledRay(MAX_DRAFTERS, tmp_path)
     try:
         await nodes.start()
         yield nodes
@@ -90,3 +97,40 @@ async def test_load_brings_a_drafter_and_a_node_for_it_and_its_end_takes_both_aw
         assert any("they pay from" in decision.reason for decision in new), "what was learned is known"
         assert streams.wrong == []
         assert streams.num_resumed == 0
+
+
+async def test_load_brings_a_target_group_and_a_node_for_it_and_its_end_takes_both_away(
+    cell_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with autoscaled(AutoscaledRay(0, tmp_path, max_groups=2), monkeypatch) as nodes:
+        config = cell_config(
+            ray={"address": nodes.address, "autoscaled": True, "machines_timeout_s": 60.0},
+            scheduler={"max_running_requests": 4},
+            target={"max_groups": 2},
+            drafters=[],
+            autoscale={"enabled": True, "period_s": 1.0, "up_cool_down_s": 2.0, "down_cool_down_s": 5.0},
+        )
+        async with running(config) as cell, AsyncClient(cell.endpoint) as client:
+
+            async def until(num_present: int, num_nodes: int) -> None:
+                async with asyncio.timeout(2 * TIMEOUT_S):
+                    while True:
+                        pool = (await client.server_info()).scaling.target
+                        there = (await nodes.num_nodes())["target"]
+                        if pool is not None and (pool.num_present, pool.num_draining, there) == (
+                            num_present,
+                            0,
+                            num_nodes,
+                        ):
+                            return
+                        await asyncio.sleep(0.2)
+
+            await until(1, 1)
+            streams = Streams(cell.endpoint, num_streams=8, num_tokens_each=100)
+            await streams.learn()
+            async with streams.running():
+                await until(2, 2)
+                await streams.wait_tokens(200)
+            await until(1, 1)
+            assert streams.wrong == []
+            assert streams.num_resumed == 0
