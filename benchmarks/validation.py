@@ -34,7 +34,7 @@ import torch
 import typer
 
 from benchmarks.measure import checkpoint_of, rounded
-from benchmarks.overlap import MODES, OTHER_CORE, PATIENCE_S, WARM_UP_TOKENS, Run, serve, start, workers
+from benchmarks.overlap import MODES, OTHER_CORE, PATIENCE_S, WARM_UP_TOKENS, Run, link, serve, start, workers
 from benchmarks.playing import Play, Tally
 from outrider.v1 import worker_pb2
 from outrider.v1.target_pb2_grpc import TargetStub
@@ -157,8 +157,10 @@ async def serve_all(
     runs: defaultdict[tuple[int, str], list[Run]] = defaultdict(list)
     number = 0
     async with AsyncExitStack() as stack:
-        clients = {mode: await start(mode, target, drafters, MAX_NODES, stack) for mode in MODES}
+        servers = {mode: await start(mode, MAX_NODES, stack) for mode in MODES}
+        clients = {mode: client for mode, (_, client) in servers.items()}
         for mode in MODES:
+            await link(*servers[mode], target, drafters, drafts=mode != "plain")
             await serve(clients[mode], [f"{mode}: {text}" for text in texts[:4]], WARM_UP_TOKENS, 2)
         for concurrency in concurrencies:
             for counts in (False, *[True] * rounds):

@@ -56,12 +56,12 @@ class Node:
         self.number = number  # in order of addition to its tree, from 1 on; never used again
         self.token = token
         self.parent = parent  # None: a child of the root
-        self.depth = 1 if parent is None else parent.depth + 1  # tokens after the root: 1 for the root's children
+        self.depth: int = 1 if parent is None else parent.depth + 1  # tokens after the root: 1 for its children
         self.votes: dict[str, Vote] = {}  # by the name of the drafter; the first one that proposed it comes first
         self.law = law  # that it and its later siblings were drawn from, if it is the first of them
         self.committed_at: int | None = None  # its place in the committed tokens, for whoever notes it
         self.children: dict[int, Node] = {}  # by token
-        self.survival = 1.0 if parent is None else parent.survival  # that the target's choices lead here
+        self.survival: float = 1.0 if parent is None else parent.survival  # that the target's choices lead here
         self.moves = moves  # of its tree's root, while it is in the tree
         self._chance = 1.0
 

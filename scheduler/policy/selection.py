@@ -71,17 +71,18 @@ def select(
         best = int(np.argmax(gains - price * times))
     taken = order[:best]
     owners = np.repeat(np.arange(len(survivals)), lengths)[taken]
-    num_nodes = np.bincount(owners, minlength=len(survivals))
     above = min(int(sizes[best]) + _STEP, len(seconds) - 1)
     slope = (seconds[above] - times[best]) / max(above - sizes[best], 1)
     return Selection(
-        num_nodes=num_nodes,
-        gains=np.bincount(owners, chances[taken], len(survivals)),
-        num_expected=num_nodes.astype(np.float64)
-        if costs is None
-        else np.bincount(owners, costs[taken], len(survivals)),
+        num_nodes=np.bincount(owners, minlength=len(survivals)),
+        gains=_sums(owners, chances[taken], len(survivals)),
+        num_expected=_sums(owners, np.ones(best) if costs is None else costs[taken], len(survivals)),
         price=float(rates[best]),
         min_survival=float(min(price * slope, 1.0)),
         gain=float(gains[best]),
         pass_s=float(times[best]),
     )
+
+
+def _sums(owners: NDArray[np.int64], values: NDArray[np.float64], num_owners: int) -> NDArray[np.float64]:
+    return np.bincount(owners, values, num_owners).astype(np.float64)
