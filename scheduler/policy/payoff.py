@@ -60,7 +60,7 @@ class Payoff:
         expected = measured.expected
         self._expected += _TRUTH_MEMORY * (expected.gain - self._expected)
         self._came += _TRUTH_MEMORY * (measured.num_chosen - expected.num_choosing - self._came)
-        truth = self._came / self._expected if self._expected > 0 else 1.0
+        truth = max(self._came / self._expected, 0.0) if self._expected > 0 else 1.0  # rows may fail: below none come
         worth_s = measured.alone_s + truth * expected.gain * measured.token_s
         self._loads[self._doubling].note_pass(worth_s, measured)
 

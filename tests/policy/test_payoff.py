@@ -104,6 +104,14 @@ def test_what_counts_is_what_comes_true() -> None:
     assert not any(group.run(4000)[-NUM_TRIED:])
 
 
+@pytest.mark.parametrize("gain", [0.0, 1e-6, 1.0])
+def test_a_target_all_of_whose_rows_fail_is_a_slow_one_and_no_error(gain: float) -> None:
+    """A pass that comes to no token: by what it brings less than was expected, it took away all there was."""
+    group = Group(pass_s=0.022, gain=gain)
+    group.truth = -1 / gain if gain else 0.0
+    assert not any(group.run(300)[-NUM_TRIED:])
+
+
 def test_each_load_is_known_by_itself() -> None:
     group = Group(pass_s=0.012, gain=1.0)
     group.run(200)
