@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 from collections import Counter
 from statistics import median
 from typing import Annotated
@@ -25,8 +24,8 @@ from typing import Annotated
 import psutil
 import typer
 
-from benchmarks.measure import checkpoint_of, rounded
-from benchmarks.scheduler import POLL_S, PROMPT_LEN, START_POLLS, serve_scheduler, serve_workers, when_ready
+from benchmarks.measure import rounded
+from benchmarks.scheduler import POLL_S, PROMPT_LEN, START_POLLS, null_cell, when_ready
 from outrider import AsyncClient, Resuming, SamplingParams
 from outrider.errors import Overloaded
 
@@ -81,21 +80,8 @@ def main(
     requests: Annotated[int, typer.Option(min=NUM_PLACES, help="At once.")] = 2000,
     num_waves: Annotated[int, typer.Option("--waves", min=7)] = 13,
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    (to_workers, workers_end), (to_scheduler, scheduler_end) = context.Pipe(), context.Pipe()
-    processes = [
-        context.Process(target=serve_workers, args=(str(checkpoint_of("").folder), workers_end), daemon=True),
-        context.Process(target=serve_scheduler, args=(NUM_PLACES, scheduler_end), daemon=True),
-    ]
-    for process in processes:
-        process.start()
-    try:
-        addresses, endpoint = to_workers.recv(), to_scheduler.recv()
-        to_scheduler.send(addresses)
-        figures = asyncio.run(waves(endpoint, psutil.Process(processes[1].pid), requests, num_waves))
-    finally:
-        for process in processes:
-            process.kill()
+    with null_cell(NUM_PLACES) as (endpoint, _, scheduler):
+        figures = asyncio.run(waves(endpoint, scheduler, requests, num_waves))
     print(json.dumps(rounded({"requests": requests, "places": NUM_PLACES, "waves": num_waves, **figures})))
 
 

@@ -19,6 +19,8 @@ import multiprocessing
 import os
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from multiprocessing.connection import Connection
 from statistics import median, quantiles
@@ -129,6 +131,25 @@ async def _serve_scheduler(num_rows: int, pipe: Connection) -> None:
     await server.wait_failed()
 
 
+@contextmanager
+def null_cell(num_places: int) -> Iterator[tuple[str, Connection, psutil.Process]]:
+    """A scheduler and workers that compute nothing, each in a process on its core: the address for clients, what talks
+    to the workers, and the scheduler's process. It runs as many requests as it queues."""
+    context = multiprocessing.get_context("spawn")
+    (to_workers, workers_end), (to_scheduler, scheduler_end) = context.Pipe(), context.Pipe()
+    workers = context.Process(target=serve_workers, args=(str(checkpoint_of("").folder), workers_end), daemon=True)
+    scheduler = context.Process(target=serve_scheduler, args=(num_places, scheduler_end), daemon=True)
+    for process in (workers, scheduler):
+        process.start()
+    try:
+        addresses, endpoint = to_workers.recv(), to_scheduler.recv()
+        to_scheduler.send(addresses)
+        yield endpoint, to_workers, psutil.Process(scheduler.pid)
+    finally:
+        for process in (workers, scheduler):
+            process.kill()
+
+
 async def ask(client: AsyncClient, counter: count[int]) -> None:
     sampling = SamplingParams(max_tokens=1 << 16, temperature=0.0, ignore_eos=True)
     async for _ in client.generate([1] * PROMPT_LEN, sampling=sampling):
@@ -181,22 +202,8 @@ def main(
     unchanged_ms, changed_ms = decisions_ms(rows, nodes, rounds)
     print(f"    decision {unchanged_ms:.2f} ms, with new trees {changed_ms:.2f} ms", flush=True)
     os.sched_setaffinity(0, {OTHER_CORE})
-    context = multiprocessing.get_context("spawn")
-    (to_workers, workers_end), (to_scheduler, scheduler_end) = context.Pipe(), context.Pipe()
-    processes = [
-        context.Process(target=serve_workers, args=(str(checkpoint_of("").folder), workers_end), daemon=True),
-        context.Process(target=serve_scheduler, args=(rows, scheduler_end), daemon=True),
-    ]
-    for process in processes:
-        process.start()
-    try:
-        addresses, endpoint = to_workers.recv(), to_scheduler.recv()
-        to_scheduler.send(addresses)
-        scheduler = psutil.Process(processes[1].pid)
-        figures = asyncio.run(load(endpoint, to_workers, scheduler, rows, seconds))
-    finally:
-        for process in processes:
-            process.kill()
+    with null_cell(rows) as (endpoint, workers, scheduler):
+        figures = asyncio.run(load(endpoint, workers, scheduler, rows, seconds))
     result = {"rows": rows, "nodes": nodes, "decision_ms": unchanged_ms, "decision_new_ms": changed_ms, **figures}
     print(json.dumps(rounded(result)))
 
