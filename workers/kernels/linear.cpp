@@ -1,14 +1,16 @@
 // y = x W^T + b for a few rows x against a weight that is read once from memory.
 //
-// The weight is packed by output column: panel j holds columns [j * kPanel, (j + 1) * kPanel), for each input k
-// one line of kPanel numbers. A thread owns whole panels and runs all rows against one while it is in the cache.
+// The weight is packed by output column: panel j holds columns [j * kPanel, (j + 1) * kPanel), as steps along the
+// inputs: of one input each in f32, of two in bf16, which a step has side by side. A thread owns whole panels and runs
+// all rows against one while it is in the cache.
 //
-//     packed   [num_panels][in_features][kPanel]
-//     bf16     a line is kLanes words of 32 bits: column i in the low half, column kLanes + i in the high half,
-//              so that a shift and a mask unpack it
+//     f32      [num_panels][in_features][kPanel]
+//     bf16     [num_panels][in_features / 2, rounded up][kPanel][2], the last input beside 0 where they are odd
 //
-// An output is one chain of fused multiply-adds over k = 0, 1, 2, ..., however many rows there are and wherever
-// the row stands among them. So a row's result has the same bits in every batch: what `exact` mode stands on.
+// Rows go in tiles, whose inputs are packed by step too: [steps][rows of the tile][inputs of a step].
+//
+// An output is one chain of sums over the inputs in their order, however many rows there are and wherever the row
+// stands among them. So a row's result has the same bits in every batch: what `exact` mode stands on.
 #include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -25,35 +27,106 @@ namespace {
 
 constexpr int kPanel = 2 * kLanes;
 constexpr int64_t kManyRows = 16;
-constexpr int kMaxRows = kLanes == 16 ? 12 : 6;  // rows of one tile: their sums fill the registers
+constexpr int kMaxRows = kLanes == 16 ? 12 : 6;  // of a tile: their sums fill the registers
+constexpr int kPanelsOfOneRow = 4;               // which leaves registers free: so they hide the latency of the sums
 
-inline void load_line(const float* line, Vec& low, Vec& high) {
-  low = load(line);
-  high = load(line + kLanes);
-}
+template <typename T>
+struct Type {
+  using type = T;
+};
 
-inline void load_line(const uint16_t* line, Vec& low, Vec& high) {
-  const UintVec words = load_as<UintVec>(line);
-  low = (Vec)(words << 16);
-  high = (Vec)(words & 0xffff0000u);
-}
+// One step: a row's inputs and a panel's weights, for the sums of the panel's first and second kLanes columns.
+struct FloatStep {
+  using Weight = float;
+  using Input = float;  // of one row
+  static constexpr int kInputs = 1;
+  static constexpr int kWeights = kPanel;
+
+  Vec low, high;
+
+  explicit FloatStep(const float* weights) : low(load(weights)), high(load(weights + kLanes)) {}
+
+  void add(const Input& x, Vec& low_sum, Vec& high_sum) const {
+    const Vec value = splat(x);
+    low_sum = multiply_add(value, low, low_sum);
+    high_sum = multiply_add(value, high, high_sum);
+  }
+};
+
+#if defined(__AVX512BF16__)
+
+// A product of two bf16 numbers is exact in f32; the CPU adds two of them to a sum at once.
+struct HalfStep {
+  using Weight = uint16_t;
+  using Input = uint32_t;  // two numbers, the first in the low half
+  static constexpr int kInputs = 2;
+  static constexpr int kWeights = 2 * kPanel;
+
+  __m512bh low, high;
+
+  explicit HalfStep(const uint16_t* weights)
+      : low(load_as<__m512bh>(weights)), high(load_as<__m512bh>(weights + kPanel)) {}
+
+  static Input pair(uint16_t first, uint16_t second) { return first | uint32_t(second) << 16; }
+
+  void add(const Input& x, Vec& low_sum, Vec& high_sum) const {
+    const __m512bh values = (__m512bh)_mm512_set1_epi32(int32_t(x));
+    low_sum = (Vec)_mm512_dpbf16_ps((__m512)low_sum, values, low);
+    high_sum = (Vec)_mm512_dpbf16_ps((__m512)high_sum, values, high);
+  }
+};
+
+#else
+
+struct HalfStep {
+  using Weight = uint16_t;
+  struct Input {
+    float first, second;
+  };
+  static constexpr int kInputs = 2;
+  static constexpr int kWeights = 2 * kPanel;
+
+  Vec low[2], high[2];
+
+  explicit HalfStep(const uint16_t* weights) {
+    unpack(load_as<UintVec>(weights), low);
+    unpack(load_as<UintVec>(weights + kPanel), high);
+  }
+
+  static void unpack(UintVec words, Vec halves[2]) {
+    halves[0] = (Vec)(words << 16);
+    halves[1] = (Vec)(words & 0xffff0000u);
+  }
+
+  static Input pair(uint16_t first, uint16_t second) { return {to_float(first), to_float(second)}; }
+
+  void add(const Input& x, Vec& low_sum, Vec& high_sum) const {
+    const Vec first = splat(x.first), second = splat(x.second);
+    low_sum = multiply_add(second, low[1], multiply_add(first, low[0], low_sum));
+    high_sum = multiply_add(second, high[1], multiply_add(first, high[0], high_sum));
+  }
+};
+
+#endif
+
+// The inputs of all rows, tile by tile.
+template <typename Step>
+struct Rows {
+  const typename Step::Input* packed;  // [num_rows * num_steps], see above
+  int64_t num_rows, num_steps;
+};
 
 // kRows rows against kPanels neighbouring panels: sums[row][panel * kPanel + column].
-template <int kRows, int kPanels, typename W>
-void multiply(const float* x, int64_t x_stride, const W* packed, int64_t num_inputs, float* sums) {
+template <int kRows, int kPanels, typename Step>
+void multiply(const typename Step::Input* x, const typename Step::Weight* weights, int64_t num_steps, float* sums) {
   Vec low[kRows][kPanels] = {}, high[kRows][kPanels] = {};
-  const int64_t panel_size = num_inputs * kPanel;
-  for (int64_t k = 0; k < num_inputs; ++k) {
+  const int64_t panel_size = num_steps * Step::kWeights;
+  for (int64_t k = 0; k < num_steps; ++k) {
 #pragma GCC unroll 4
     for (int panel = 0; panel < kPanels; ++panel) {
-      Vec w_low, w_high;
-      load_line(packed + panel * panel_size + k * kPanel, w_low, w_high);
+      const Step step(weights + panel * panel_size + k * Step::kWeights);
 #pragma GCC unroll 12
-      for (int row = 0; row < kRows; ++row) {
-        const Vec value = splat(x[row * x_stride + k]);
-        low[row][panel] = multiply_add(value, w_low, low[row][panel]);
-        high[row][panel] = multiply_add(value, w_high, high[row][panel]);
-      }
+      for (int row = 0; row < kRows; ++row) step.add(x[k * kRows + row], low[row][panel], high[row][panel]);
     }
   }
 #pragma GCC unroll 12
@@ -81,67 +154,80 @@ struct Output {
   }
 };
 
-// tile(rows, row) with `num` as a constant, for 1 <= num <= kLargest.
-template <int kLargest, typename Tile>
-void tile_of(int64_t num, int64_t row, const Tile& tile) {
+// run(num) with `num` as a constant, for 1 <= num <= kLargest.
+template <int kLargest, typename Run>
+void with_constant(int64_t num, const Run& run) {
   if constexpr (kLargest > 1)
-    if (num < kLargest) return tile_of<kLargest - 1>(num, row, tile);
-  tile(std::integral_constant<int, kLargest>{}, row);
+    if (num < kLargest) return with_constant<kLargest - 1>(num, run);
+  run(std::integral_constant<int, kLargest>{});
 }
 
-// All rows against panels [panel, panel + kPanels).
-template <int kPanels, typename W, typename T>
-void multiply_rows(const float* x, int64_t num_rows, int64_t num_inputs, const W* packed, int64_t panel,
-                   const Output<T>& output) {
-  alignas(64) float sums[kMaxRows * kPanels * kPanel];
-  const W* first_panel = packed + panel * num_inputs * kPanel;
-  const int64_t first = panel * kPanel;
-  const int64_t count = std::min<int64_t>(kPanels * kPanel, output.num_outputs - first);
-  const auto tile = [&](auto rows, int64_t row) {
-    constexpr int kRows = decltype(rows)::value;
-    multiply<kRows, kPanels>(x + row * num_inputs, num_inputs, first_panel, num_inputs, sums);
-    for (int i = 0; i < kRows; ++i) output.write(row + i, first, count, sums + i * kPanels * kPanel);
-  };
-  constexpr int kLargest = kPanels == 1 ? kMaxRows : kPanels == 2 ? 3 : 1;
-  for (int64_t row = 0, tiles_left = (num_rows + kLargest - 1) / kLargest; row < num_rows; --tiles_left) {
-    const int64_t num = (num_rows - row + tiles_left - 1) / tiles_left;  // tiles of even size
-    tile_of<kLargest>(num, row, tile);
+// Calls tile(first row, number of rows) for tiles of even size.
+template <typename Tile>
+void each_tile(int64_t num_rows, const Tile& tile) {
+  for (int64_t row = 0, left = round_up(num_rows, kMaxRows) / kMaxRows; row < num_rows; --left) {
+    const int64_t num = (num_rows - row + left - 1) / left;
+    tile(row, num);
     row += num;
   }
 }
 
-template <typename W, typename T>
-void run(const float* x, int64_t num_rows, int64_t num_inputs, const W* packed, const Output<T>& output) {
-  const int64_t num_panels = round_up(output.num_outputs, kPanel) / kPanel;
-  // Few rows leave registers free: more panels at once then hide the latency of the additions.
-  const int width = num_rows == 1 ? 4 : num_rows <= 3 ? 2 : 1;
-  at::parallel_for(0, num_panels, width, [&](int64_t begin, int64_t end) {
-    int64_t panel = begin;
-    if (width == 4)
-      for (; panel + 4 <= end; panel += 4) multiply_rows<4>(x, num_rows, num_inputs, packed, panel, output);
-    if (width >= 2)
-      for (; panel + 2 <= end; panel += 2) multiply_rows<2>(x, num_rows, num_inputs, packed, panel, output);
-    for (; panel < end; ++panel) multiply_rows<1>(x, num_rows, num_inputs, packed, panel, output);
+// All rows against panels [panel, panel + kPanels).
+template <int kPanels, typename Step, typename T>
+void multiply_rows(const Rows<Step>& rows, const typename Step::Weight* packed, int64_t panel,
+                   const Output<T>& output) {
+  constexpr int kLargest = kPanels == 1 ? kMaxRows : 1;
+  alignas(64) float sums[kLargest * kPanels * kPanel];
+  const auto* weights = packed + panel * rows.num_steps * Step::kWeights;
+  const int64_t first = panel * kPanel;
+  const int64_t count = std::min<int64_t>(kPanels * kPanel, output.num_outputs - first);
+  each_tile(rows.num_rows, [&](int64_t row, int64_t num) {
+    with_constant<kLargest>(num, [&](auto constant) {
+      constexpr int kRows = decltype(constant)::value;
+      multiply<kRows, kPanels, Step>(rows.packed + row * rows.num_steps, weights, rows.num_steps, sums);
+      for (int i = 0; i < kRows; ++i) output.write(row + i, first, count, sums + i * kPanels * kPanel);
+    });
   });
 }
 
-const float* as_float(const at::Tensor& x, std::vector<float>& buffer) {
-  if (x.scalar_type() == at::kFloat) return x.const_data_ptr<float>();
-  const auto* source = reinterpret_cast<const uint16_t*>(x.const_data_ptr<at::BFloat16>());
-  buffer.resize(x.numel());
-  for (int64_t i = 0; i < x.numel(); ++i) buffer[i] = to_float(source[i]);
-  return buffer.data();
+template <typename Step, typename T>
+void run(const Rows<Step>& rows, const typename Step::Weight* packed, const Output<T>& output) {
+  const int64_t num_panels = round_up(output.num_outputs, kPanel) / kPanel;
+  const int width = rows.num_rows == 1 ? kPanelsOfOneRow : 1;
+  at::parallel_for(0, num_panels, width, [&](int64_t begin, int64_t end) {
+    int64_t panel = begin;
+    if (width > 1)
+      for (; panel + width <= end; panel += width) multiply_rows<kPanelsOfOneRow>(rows, packed, panel, output);
+    for (; panel < end; ++panel) multiply_rows<1>(rows, packed, panel, output);
+  });
 }
 
-template <typename T>
-void dispatch_weight(const float* x, int64_t num_rows, int64_t num_inputs, const at::Tensor& packed,
-                     const Output<T>& output) {
-  const void* data = packed.const_data_ptr();
-  if (packed.scalar_type() == at::kFloat) run(x, num_rows, num_inputs, static_cast<const float*>(data), output);
-  else run(x, num_rows, num_inputs, static_cast<const uint16_t*>(data), output);
+// What a step takes of a row: inputs k, k + 1, ... of it, 0 beyond the last.
+template <typename Step, typename T>
+typename Step::Input input_of(const T* x, int64_t k, int64_t num_inputs) {
+  if constexpr (Step::kInputs == 1) {
+    return to_float(x[k]);
+  } else {
+    const T second = k + 1 < num_inputs ? x[k + 1] : T(0);
+    return Step::pair(x[k], second);
+  }
 }
 
-// x: [..., in_features] f32 or bf16, whose dtype the result has; packed as `pack_weight` made it; bias
+template <typename Step, typename T>
+Rows<Step> pack_rows(const T* x, int64_t num_rows, int64_t num_inputs) {
+  static thread_local std::vector<typename Step::Input> buffer;
+  const int64_t num_steps = round_up(num_inputs, Step::kInputs) / Step::kInputs;
+  if (buffer.size() < size_t(num_rows * num_steps)) buffer.resize(num_rows * num_steps);
+  each_tile(num_rows, [&](int64_t first, int64_t num) {
+    auto* tile = buffer.data() + first * num_steps;
+    for (int64_t i = 0; i < num; ++i)
+      for (int64_t k = 0; k < num_steps; ++k)
+        tile[k * num + i] = input_of<Step>(x + (first + i) * num_inputs, k * Step::kInputs, num_inputs);
+  });
+  return {buffer.data(), num_rows, num_steps};
+}
+
+// x: [..., in_features] f32 or bf16, whose dtype the result and the weight have; packed as `pack_weight` made it; bias
 // [out_features] f32. Where the plain weight is given too, [out_features, in_features], many rows are left to torch:
 // on a CPU with matrix units that is faster, and no longer the same bits for every number of rows.
 at::Tensor linear(const at::Tensor& input, const at::Tensor& packed, const std::optional<at::Tensor>& bias,
@@ -152,45 +238,54 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& packed, const std::
     at::Tensor y = at::linear(x, *weight);
     return bias ? y.add_(*bias) : y;
   }
-  TORCH_CHECK(packed.dim() == 3 && packed.size(1) == num_inputs && packed.size(2) == kPanel,
-              "a weight packed for ", num_inputs, " inputs is needed, not ", packed.sizes());
   auto sizes = x.sizes().vec();
   sizes.back() = num_outputs;
   at::Tensor y = at::empty(sizes, x.options());
-  static thread_local std::vector<float> buffer;
-  const float* x_data = as_float(x, buffer);
   const float* bias_data = bias ? bias->const_data_ptr<float>() : nullptr;
-  if (x.scalar_type() == at::kFloat)
-    dispatch_weight<float>(x_data, num_rows, num_inputs, packed,
-                           {y.mutable_data_ptr<float>(), num_outputs, bias_data});
-  else
-    dispatch_weight<uint16_t>(
-        x_data, num_rows, num_inputs, packed,
-        {reinterpret_cast<uint16_t*>(y.mutable_data_ptr<at::BFloat16>()), num_outputs, bias_data});
+  const auto run_steps = [&](auto step, auto element) {
+    using Step = typename decltype(step)::type;
+    using T = typename decltype(element)::type;
+    using Weight = typename Step::Weight;
+    TORCH_CHECK(packed.dim() == 3 && packed.size(1) == round_up(num_inputs, Step::kInputs) / Step::kInputs &&
+                    packed.size(2) == Step::kWeights && packed.element_size() == sizeof(Weight),
+                "a weight packed for ", num_inputs, " inputs is needed, not ", packed.sizes());
+    const auto rows = pack_rows<Step>(static_cast<const T*>(x.const_data_ptr()), num_rows, num_inputs);
+    run<Step, T>(rows, static_cast<const Weight*>(packed.const_data_ptr()),
+                 {static_cast<T*>(y.mutable_data_ptr()), num_outputs, bias_data});
+  };
+  TORCH_CHECK(x.scalar_type() == packed.scalar_type(), "inputs are ", x.scalar_type(), ", weights ",
+              packed.scalar_type());
+  if (x.scalar_type() == at::kFloat) run_steps(Type<FloatStep>{}, Type<float>{});
+  else run_steps(Type<HalfStep>{}, Type<uint16_t>{});
   return y;
 }
 
-template <typename T>
-void pack(const T* weight, int64_t num_outputs, int64_t num_inputs, T* packed) {
+template <typename Step>
+void pack(const typename Step::Weight* weight, int64_t num_outputs, int64_t num_inputs,
+          typename Step::Weight* packed) {
+  const int64_t num_steps = round_up(num_inputs, Step::kInputs) / Step::kInputs;
   for (int64_t n = 0; n < num_outputs; ++n) {
-    int64_t lane = n % kPanel;
-    if constexpr (sizeof(T) < sizeof(float)) lane = lane < kLanes ? 2 * lane : 2 * (lane - kLanes) + 1;
-    T* column = packed + n / kPanel * num_inputs * kPanel + lane;
-    for (int64_t k = 0; k < num_inputs; ++k) column[k * kPanel] = weight[n * num_inputs + k];
+    auto* column = packed + n / kPanel * num_steps * Step::kWeights + n % kPanel * Step::kInputs;
+    for (int64_t k = 0; k < num_inputs; ++k)
+      column[k / Step::kInputs * Step::kWeights + k % Step::kInputs] = weight[n * num_inputs + k];
   }
 }
 
-// weight: [out_features, in_features] f32 or bf16 -> [num_panels, in_features, kPanel] of the same dtype.
+// weight: [out_features, in_features] f32 or bf16 -> [num_panels, steps, numbers of a step] of the same dtype.
 at::Tensor pack_weight(const at::Tensor& weight_) {
   const at::Tensor weight = weight_.contiguous();
   const int64_t num_outputs = weight.size(0), num_inputs = weight.size(1);
-  at::Tensor packed = at::zeros({round_up(num_outputs, kPanel) / kPanel, num_inputs, kPanel}, weight.options());
-  if (weight.scalar_type() == at::kFloat)
-    pack(weight.const_data_ptr<float>(), num_outputs, num_inputs, packed.mutable_data_ptr<float>());
-  else
-    pack(reinterpret_cast<const uint16_t*>(weight.const_data_ptr<at::BFloat16>()), num_outputs, num_inputs,
-         reinterpret_cast<uint16_t*>(packed.mutable_data_ptr<at::BFloat16>()));
-  return packed;
+  const auto pack_steps = [&](auto step) {
+    using Step = typename decltype(step)::type;
+    const int64_t num_steps = round_up(num_inputs, Step::kInputs) / Step::kInputs;
+    at::Tensor packed = at::zeros({round_up(num_outputs, kPanel) / kPanel, num_steps, Step::kWeights},
+                                  weight.options());
+    using Weight = typename Step::Weight;
+    pack<Step>(static_cast<const Weight*>(weight.const_data_ptr()), num_outputs, num_inputs,
+               static_cast<Weight*>(packed.mutable_data_ptr()));
+    return packed;
+  };
+  return weight.scalar_type() == at::kFloat ? pack_steps(Type<FloatStep>{}) : pack_steps(Type<HalfStep>{});
 }
 
 }  // namespace
