@@ -140,7 +140,7 @@ class DrafterSection(Section):
         description="of model, universal: folder, GGUF file or hub name; of class: MODULE:NAME",
     )
     name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", description="unset: the kind, numbered")
-    dtype: Dtype = "auto"
+    dtype: Literal[Dtype, "int8"] = Field(default="auto", description="auto: int8 on a CPU, else the checkpoint's")
     device: Device = "cpu"
     kv_cache_bytes: Annotated[int, Field(gt=0)] | None = None
     threads: Count | None = None

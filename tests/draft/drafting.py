@@ -13,7 +13,7 @@ from workers.draft.drafter import Drafter, Resources
 from workers.draft.growing import Growing, NewNodes, Order
 from workers.draft.model import ModelDrafter, load
 
-BLOCK_BYTES = 16 * 2 * 2 * 4 * 8 * 4  # of the tiny model: tokens, layers, K and V, KV heads, head size, float32
+BLOCK_BYTES = 16 * 2 * 2 * 4 * 8 * 2  # of the tiny model: tokens, layers, K and V, KV heads, head size, bfloat16
 TextPath = tuple[int, ...]
 
 

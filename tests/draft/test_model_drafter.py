@@ -12,12 +12,12 @@ from torch import Tensor
 
 from outrider.errors import InvalidRequest, Unsupported
 from outrider.v1.inference_pb2 import SamplingParams
-from tests.draft.drafting import Driver, load_tiny, params_of
+from tests.draft.drafting import BLOCK_BYTES, Driver, load_tiny, params_of
 from tests.target_link import GREEDY, SEEDED, Reference
 from tests.tiny import END_TOKEN, save_tiny_llama
 from workers.draft import model
 from workers.draft.drafter import Resources
-from workers.draft.model import ModelDrafter, load
+from workers.draft.model import ModelDrafter, load, load_engine
 from workers.draft_vocab import save_draft_vocab
 from workers.engine.batch import Row
 
@@ -327,6 +327,15 @@ def test_a_draft_vocabulary_beyond_the_models_is_refused(tmp_path: Path) -> None
     save_draft_vocab(folder, [3, 97])
     with pytest.raises(Unsupported, match=r"draft_vocab\.json"):
         load_tiny(folder)
+
+
+@pytest.mark.parametrize(("asked", "found"), [("auto", "int8"), ("int8", "int8"), ("float32", "float32")])
+def test_a_draft_models_weights_are_rounded_unless_the_configuration_says_otherwise(
+    tiny: Path, asked: str, found: str
+) -> None:
+    _, engine = load_engine(str(tiny), Resources(dtype=asked, kv_cache_bytes=64 * BLOCK_BYTES))
+
+    assert engine.spec.dtype == found
 
 
 def test_a_model_drafter_needs_its_model_named() -> None:

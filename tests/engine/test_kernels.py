@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from workers.engine.checkpoint import DEFAULT_CACHE_DIR, Checkpoint
 from workers.engine.forward import pack_layout
 from workers.engine.kv_store import KVShape, KVStore, PanelStore
 from workers.engine.layout import lay_out
+from workers.engine.linear import pack_linear_layers
 from workers.engine.reference_attention import ReferenceAttention
 from workers.engine.runner import Engine
 from workers.engine.scoring import Scoring
@@ -44,12 +46,34 @@ def test_the_packed_product_is_the_product_for_any_number_of_rows_and_the_same_b
     packed = torch.ops.outrider.pack_weight(weight)
     for num_rows in (1, 2, 3, 5, 6, 7, 13, 40):
         x = torch.randn(num_rows, num_inputs, generator=seeded()).to(dtype)
-        got = torch.ops.outrider.linear(x, packed, bias, None, num_outputs)
+        got = torch.ops.outrider.linear(x, packed, None, bias, None, num_outputs)
         expected = linear(x.double(), weight.double(), bias.double())
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
-        one_by_one = [torch.ops.outrider.linear(row[None], packed, bias, None, num_outputs) for row in x]
+        one_by_one = [torch.ops.outrider.linear(row[None], packed, None, bias, None, num_outputs) for row in x]
         assert torch.equal(got, torch.cat(one_by_one))
+
+
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(64, 48), (61, 71)])
+def test_a_layer_in_bytes_is_the_layer_of_its_rounded_weight_and_near_the_one_before(
+    num_outputs: int, num_inputs: int
+) -> None:
+    layer = torch.nn.Linear(num_inputs, num_outputs, dtype=torch.bfloat16).requires_grad_(False)
+    layer.weight.copy_(torch.randn(num_outputs, num_inputs, generator=seeded()))
+    layer.weight[3] = 0.0  # nothing to scale by
+    layer.weight[:, 1] *= 5.0  # one input of many makes the scale
+    plain = copy.deepcopy(layer)
+    pack_linear_layers(layer, keep_weights=False, in_bytes=True)
+    weight = plain.weight.float()
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    rounded = torch.where(scale > 0, (weight / scale).round() * scale, 0.0).double()
+    for num_rows in (1, 2, 13, 40):
+        x = torch.randn(num_rows, num_inputs, generator=seeded()).bfloat16()
+        got = layer(x)
+        torch.testing.assert_close(got.double(), linear(x.double(), rounded, plain.bias.double()), atol=2e-2, rtol=2e-2)
+        assert torch.equal(got, torch.cat([layer(row[None]) for row in x]))
+        error = (got - plain(x)).double().norm() / plain(x).double().norm()
+        assert 0 < error < 0.03
 
 
 def test_beside_its_plain_form_a_weight_leaves_many_rows_to_torch() -> None:
@@ -57,8 +81,8 @@ def test_beside_its_plain_form_a_weight_leaves_many_rows_to_torch() -> None:
     other = torch.randn(8, 4, generator=seeded()) + 1  # so that the result tells which of the two was used
     packed = torch.ops.outrider.pack_weight(weight)
     few, many = torch.randn(16, 4, generator=seeded()), torch.randn(17, 4, generator=seeded())
-    torch.testing.assert_close(torch.ops.outrider.linear(few, packed, bias, other, 8), linear(few, weight, bias))
-    torch.testing.assert_close(torch.ops.outrider.linear(many, packed, bias, other, 8), linear(many, other, bias))
+    torch.testing.assert_close(torch.ops.outrider.linear(few, packed, None, bias, other, 8), linear(few, weight, bias))
+    torch.testing.assert_close(torch.ops.outrider.linear(many, packed, None, bias, other, 8), linear(many, other, bias))
 
 
 def long_batch() -> Batch:

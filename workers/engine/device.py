@@ -7,6 +7,7 @@ import torch
 from outrider.errors import InvalidRequest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INT8 = "int8"  # of a draft model on a CPU: the weights of its linear layers; all else is bfloat16
 _CPU_KV_CACHE_BYTES = 1 << 30
 _CUDA_KV_CACHE_SHARE = 0.85  # of what is free once the model is loaded; the rest is for activations
 
@@ -27,6 +28,8 @@ def resolve_dtype(name: str) -> torch.dtype | None:
     """The dtype of weights and KV cache; None for "auto", the dtype that the checkpoint was saved in."""
     if name == "auto":
         return None
+    if name == INT8:
+        return torch.bfloat16
     if name not in DTYPES:
         raise InvalidRequest.of("dtype", name, f"it is one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]

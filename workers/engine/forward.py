@@ -49,16 +49,19 @@ class Forward(Protocol):
 
 
 def choose_forward(
-    module: PreTrainedModel, shape: KVShape, device: torch.device, *, exact: bool, cache_dir: Path
+    module: PreTrainedModel, shape: KVShape, device: torch.device, *, exact: bool, in_bytes: bool, cache_dir: Path
 ) -> Forward:
-    """The fastest forward that this machine can run; with `exact`, of those whose logits are the same in any pass.
+    """The fastest forward that this machine can run; with `exact`, of those whose logits are the same in any pass;
+    with `in_bytes`, of those that round weights to 8 bits.
 
     Raises Unsupported where there is none.
     """
     if device.type == "cpu" and load_kernels(cache_dir) and shape.dtype in PACKED_DTYPES:  # of any dtype, the choice's
-        return KernelForward(module, shape, exact=exact)
+        return KernelForward(module, shape, exact=exact, in_bytes=in_bytes)
     if exact:
         raise Unsupported("exact is for CPUs with our kernels, in float32 or bfloat16")
+    if in_bytes:
+        raise Unsupported("int8 is for CPUs with our kernels")
     return TorchForward(module, shape, device)
 
 
@@ -95,9 +98,10 @@ class KernelForward:
 
     device = torch.device("cpu")
 
-    def __init__(self, module: PreTrainedModel, shape: KVShape, *, exact: bool) -> None:
+    def __init__(self, module: PreTrainedModel, shape: KVShape, *, exact: bool, in_bytes: bool) -> None:
         AttentionInterface.register(KERNEL_ATTENTION, _kernel_attention)
-        pack_linear_layers(module, keep_weights=has_matrix_units(shape.dtype) and not exact)
+        keep_weights = has_matrix_units(shape.dtype) and not exact
+        pack_linear_layers(module, keep_weights=keep_weights, in_bytes=in_bytes)
         self._module = module
         self.kv_shape = shape
         self._call: Any = module

@@ -24,7 +24,7 @@ from outrider.errors import InvalidRequest, Unsupported
 from workers.draft_vocab import FILE
 from workers.engine import attention, self_check
 from workers.engine.checkpoint import Checkpoint
-from workers.engine.device import resolve_dtype
+from workers.engine.device import INT8, resolve_dtype
 from workers.engine.forward import Forward, choose_forward
 from workers.engine.head_padding import num_kv_heads_of
 from workers.engine.kv_store import KVShape
@@ -80,7 +80,7 @@ def load_model(
         if asked.num_kv_heads * tensor_parallel != num_kv_heads_of(config):
             raise Unsupported("transformers has no plan that divides its heads")
         kv_shape = KVShape(config.num_hidden_layers, asked.num_kv_heads, asked.head_dim, module.dtype)
-        forward = choose_forward(module, kv_shape, device, exact=exact, cache_dir=cache_dir)
+        forward = choose_forward(module, kv_shape, device, exact=exact, in_bytes=dtype == INT8, cache_dir=cache_dir)
         self_check.check(module, forward, config.vocab_size)
     except Unsupported as err:
         raise Unsupported(f"{checkpoint.model} ({config.model_type}): {err}") from err
@@ -92,7 +92,7 @@ def load_model(
         vocab_size=config.vocab_size,
         max_context=max_context,
         end_token_ids=_end_token_ids(module),
-        dtype=str(module.dtype).removeprefix("torch."),
+        dtype=INT8 if dtype == INT8 else str(module.dtype).removeprefix("torch."),
     )
     _log.info("loaded %s: %d layers, %s on %s", spec.name, spec.num_layers, spec.dtype, device)
     return spec, forward

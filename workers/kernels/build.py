@@ -126,7 +126,14 @@ def _register_shapes() -> None:
     torch.library.register_fake("outrider::paged_attention", _attention_shape)
 
 
-def _linear_shape(x: Tensor, packed: Tensor, bias: Tensor | None, weight: Tensor | None, num_outputs: int) -> Tensor:
+def _linear_shape(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    num_outputs: int,
+) -> Tensor:
     return x.new_empty((*x.shape[:-1], num_outputs))
 
 

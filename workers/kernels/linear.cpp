@@ -1,11 +1,12 @@
 // y = x W^T + b for a few rows x against a weight that is read once from memory.
 //
 // The weight is packed by output column: panel j holds columns [j * kPanel, (j + 1) * kPanel), as steps along the
-// inputs: of one input each in f32, of two in bf16, which a step has side by side. A thread owns whole panels and runs
+// inputs: of one input each in f32, of two in bf16 and i8, which a step has side by side. A thread owns whole panels and runs
 // all rows against one while it is in the cache.
 //
 //     f32      [num_panels][in_features][kPanel]
 //     bf16     [num_panels][in_features / 2, rounded up][kPanel][2], the last input beside 0 where they are odd
+//     i8       likewise, and each column has a scale, which its sum is multiplied by; inputs are bf16
 //
 // Rows go in tiles, whose inputs are packed by step too: [steps][rows of the tile][inputs of a step].
 //
@@ -28,7 +29,6 @@ namespace {
 constexpr int kPanel = 2 * kLanes;
 constexpr int64_t kManyRows = 16;
 constexpr int kMaxRows = kLanes == 16 ? 12 : 6;  // of a tile: their sums fill the registers
-constexpr int kPanelsOfOneRow = 4;               // which leaves registers free: so they hide the latency of the sums
 
 template <typename T>
 struct Type {
@@ -53,61 +53,75 @@ struct FloatStep {
   }
 };
 
+// kLanes columns of two inputs, in bf16 or in bytes; either dtype is exact in f32, and so are products of two in bf16.
 #if defined(__AVX512BF16__)
 
-// A product of two bf16 numbers is exact in f32; the CPU adds two of them to a sum at once.
-struct HalfStep {
-  using Weight = uint16_t;
-  using Input = uint32_t;  // two numbers, the first in the low half
-  static constexpr int kInputs = 2;
-  static constexpr int kWeights = 2 * kPanel;
+using PairOfInputs = uint32_t;  // the first in the low half
+using Pairs = __m512bh;
 
-  __m512bh low, high;
+inline PairOfInputs pair(uint16_t first, uint16_t second) { return first | uint32_t(second) << 16; }
 
-  explicit HalfStep(const uint16_t* weights)
-      : low(load_as<__m512bh>(weights)), high(load_as<__m512bh>(weights + kPanel)) {}
+inline Pairs load_pairs(const uint16_t* weights) { return load_as<__m512bh>(weights); }
 
-  static Input pair(uint16_t first, uint16_t second) { return first | uint32_t(second) << 16; }
+inline __m512 load_bytes(const int8_t* weights) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(weights)));
+}
 
-  void add(const Input& x, Vec& low_sum, Vec& high_sum) const {
-    const __m512bh values = (__m512bh)_mm512_set1_epi32(int32_t(x));
-    low_sum = (Vec)_mm512_dpbf16_ps((__m512)low_sum, values, low);
-    high_sum = (Vec)_mm512_dpbf16_ps((__m512)high_sum, values, high);
-  }
-};
+inline Pairs load_pairs(const int8_t* weights) {
+  return _mm512_cvtne2ps_pbh(load_bytes(weights + kLanes), load_bytes(weights));
+}
+
+inline Vec add_product(PairOfInputs x, Pairs weights, Vec sum) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int32_t(x)), weights);
+}
 
 #else
 
-struct HalfStep {
-  using Weight = uint16_t;
-  struct Input {
-    float first, second;
-  };
+struct PairOfInputs {
+  float first, second;
+};
+
+struct Pairs {
+  Vec first, second;
+};
+
+inline PairOfInputs pair(uint16_t first, uint16_t second) { return {to_float(first), to_float(second)}; }
+
+inline Pairs load_pairs(const uint16_t* weights) {
+  const UintVec words = load_as<UintVec>(weights);
+  return {(Vec)(words << 16), (Vec)(words & 0xffff0000u)};
+}
+
+inline Pairs load_pairs(const int8_t* weights) {
+  const IntVec words = (IntVec)__builtin_convertvector(load_as<HalfVec>(weights), UintVec);
+  return {__builtin_convertvector(words << 24 >> 24, Vec), __builtin_convertvector(words << 16 >> 24, Vec)};
+}
+
+inline Vec add_product(PairOfInputs x, Pairs weights, Vec sum) {
+  return multiply_add(splat(x.second), weights.second, multiply_add(splat(x.first), weights.first, sum));
+}
+
+#endif
+
+template <typename W>
+struct PairStep {
+  using Weight = W;
+  using Input = PairOfInputs;
   static constexpr int kInputs = 2;
   static constexpr int kWeights = 2 * kPanel;
 
-  Vec low[2], high[2];
+  Pairs low, high;
 
-  explicit HalfStep(const uint16_t* weights) {
-    unpack(load_as<UintVec>(weights), low);
-    unpack(load_as<UintVec>(weights + kPanel), high);
-  }
-
-  static void unpack(UintVec words, Vec halves[2]) {
-    halves[0] = (Vec)(words << 16);
-    halves[1] = (Vec)(words & 0xffff0000u);
-  }
-
-  static Input pair(uint16_t first, uint16_t second) { return {to_float(first), to_float(second)}; }
+  explicit PairStep(const Weight* weights) : low(load_pairs(weights)), high(load_pairs(weights + kPanel)) {}
 
   void add(const Input& x, Vec& low_sum, Vec& high_sum) const {
-    const Vec first = splat(x.first), second = splat(x.second);
-    low_sum = multiply_add(second, low[1], multiply_add(first, low[0], low_sum));
-    high_sum = multiply_add(second, high[1], multiply_add(first, high[0], high_sum));
+    low_sum = add_product(x, low, low_sum);
+    high_sum = add_product(x, high, high_sum);
   }
 };
 
-#endif
+using HalfStep = PairStep<uint16_t>;
+using ByteStep = PairStep<int8_t>;
 
 // The inputs of all rows, tile by tile.
 template <typename Step>
@@ -116,38 +130,34 @@ struct Rows {
   int64_t num_rows, num_steps;
 };
 
-// kRows rows against kPanels neighbouring panels: sums[row][panel * kPanel + column].
-template <int kRows, int kPanels, typename Step>
-void multiply(const typename Step::Input* x, const typename Step::Weight* weights, int64_t num_steps, float* sums) {
-  Vec low[kRows][kPanels] = {}, high[kRows][kPanels] = {};
-  const int64_t panel_size = num_steps * Step::kWeights;
+// kRows rows against one panel: sums[row][column].
+template <int kRows, typename Step>
+void multiply(const typename Step::Input* x, const typename Step::Weight* panel, int64_t num_steps, float* sums) {
+  Vec low[kRows] = {}, high[kRows] = {};
   for (int64_t k = 0; k < num_steps; ++k) {
-#pragma GCC unroll 4
-    for (int panel = 0; panel < kPanels; ++panel) {
-      const Step step(weights + panel * panel_size + k * Step::kWeights);
+    const Step step(panel + k * Step::kWeights);
 #pragma GCC unroll 12
-      for (int row = 0; row < kRows; ++row) step.add(x[k * kRows + row], low[row][panel], high[row][panel]);
-    }
+    for (int row = 0; row < kRows; ++row) step.add(x[k * kRows + row], low[row], high[row]);
   }
 #pragma GCC unroll 12
-  for (int row = 0; row < kRows; ++row)
-#pragma GCC unroll 4
-    for (int panel = 0; panel < kPanels; ++panel) {
-      store(sums + (row * kPanels + panel) * kPanel, low[row][panel]);
-      store(sums + (row * kPanels + panel) * kPanel + kLanes, high[row][panel]);
-    }
+  for (int row = 0; row < kRows; ++row) {
+    store(sums + row * kPanel, low[row]);
+    store(sums + row * kPanel + kLanes, high[row]);
+  }
 }
 
 template <typename T>
 struct Output {
   T* data;  // [num_rows, num_outputs]
   int64_t num_outputs;
-  const float* bias;    // [num_outputs] or null
+  const float* scale;  // [num_outputs] or null
+  const float* bias;   // [num_outputs] or null
 
   void write(int64_t row, int64_t first, int64_t count, const float* sums) const {
     T* target = data + row * num_outputs + first;
     for (int64_t i = 0; i < count; ++i) {
       float value = sums[i];
+      if (scale) value *= scale[first + i];
       if (bias) value += bias[first + i];
       target[i] = from_float<T>(value);
     }
@@ -172,33 +182,21 @@ void each_tile(int64_t num_rows, const Tile& tile) {
   }
 }
 
-// All rows against panels [panel, panel + kPanels).
-template <int kPanels, typename Step, typename T>
-void multiply_rows(const Rows<Step>& rows, const typename Step::Weight* packed, int64_t panel,
-                   const Output<T>& output) {
-  constexpr int kLargest = kPanels == 1 ? kMaxRows : 1;
-  alignas(64) float sums[kLargest * kPanels * kPanel];
-  const auto* weights = packed + panel * rows.num_steps * Step::kWeights;
-  const int64_t first = panel * kPanel;
-  const int64_t count = std::min<int64_t>(kPanels * kPanel, output.num_outputs - first);
-  each_tile(rows.num_rows, [&](int64_t row, int64_t num) {
-    with_constant<kLargest>(num, [&](auto constant) {
-      constexpr int kRows = decltype(constant)::value;
-      multiply<kRows, kPanels, Step>(rows.packed + row * rows.num_steps, weights, rows.num_steps, sums);
-      for (int i = 0; i < kRows; ++i) output.write(row + i, first, count, sums + i * kPanels * kPanel);
-    });
-  });
-}
-
 template <typename Step, typename T>
 void run(const Rows<Step>& rows, const typename Step::Weight* packed, const Output<T>& output) {
   const int64_t num_panels = round_up(output.num_outputs, kPanel) / kPanel;
-  const int width = rows.num_rows == 1 ? kPanelsOfOneRow : 1;
-  at::parallel_for(0, num_panels, width, [&](int64_t begin, int64_t end) {
-    int64_t panel = begin;
-    if (width > 1)
-      for (; panel + width <= end; panel += width) multiply_rows<kPanelsOfOneRow>(rows, packed, panel, output);
-    for (; panel < end; ++panel) multiply_rows<1>(rows, packed, panel, output);
+  at::parallel_for(0, num_panels, 1, [&](int64_t begin, int64_t end) {
+    alignas(64) float sums[kMaxRows * kPanel];
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const auto* weights = packed + panel * rows.num_steps * Step::kWeights;
+      const int64_t first = panel * kPanel, count = std::min<int64_t>(kPanel, output.num_outputs - first);
+      each_tile(rows.num_rows, [&](int64_t row, int64_t num) {
+        with_constant<kMaxRows>(num, [&](auto num_rows) {
+          multiply<num_rows, Step>(rows.packed + row * rows.num_steps, weights, rows.num_steps, sums);
+        });
+        for (int64_t i = 0; i < num; ++i) output.write(row + i, first, count, sums + i * kPanel);
+      });
+    }
   });
 }
 
@@ -209,7 +207,7 @@ typename Step::Input input_of(const T* x, int64_t k, int64_t num_inputs) {
     return to_float(x[k]);
   } else {
     const T second = k + 1 < num_inputs ? x[k + 1] : T(0);
-    return Step::pair(x[k], second);
+    return pair(x[k], second);
   }
 }
 
@@ -227,11 +225,29 @@ Rows<Step> pack_rows(const T* x, int64_t num_rows, int64_t num_inputs) {
   return {buffer.data(), num_rows, num_steps};
 }
 
-// x: [..., in_features] f32 or bf16, whose dtype the result and the weight have; packed as `pack_weight` made it; bias
-// [out_features] f32. Where the plain weight is given too, [out_features, in_features], many rows are left to torch:
-// on a CPU with matrix units that is faster, and no longer the same bits for every number of rows.
-at::Tensor linear(const at::Tensor& input, const at::Tensor& packed, const std::optional<at::Tensor>& bias,
-                  const std::optional<at::Tensor>& weight, int64_t num_outputs) {
+const float* data_or_null(const std::optional<at::Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
+
+template <typename Step, typename T>
+void run_packed(const at::Tensor& x, const at::Tensor& packed, int64_t num_rows, int64_t num_inputs,
+                const Output<T>& output) {
+  using Weight = typename Step::Weight;
+  TORCH_CHECK(packed.dim() == 3 && packed.size(1) == round_up(num_inputs, Step::kInputs) / Step::kInputs &&
+                  packed.size(2) == Step::kWeights && packed.element_size() == sizeof(Weight),
+              "a weight packed for ", num_inputs, " inputs of ", x.scalar_type(), " is needed, not ", packed.sizes(),
+              " of ", packed.scalar_type());
+  const auto rows = pack_rows<Step>(static_cast<const T*>(x.const_data_ptr()), num_rows, num_inputs);
+  run<Step, T>(rows, static_cast<const Weight*>(packed.const_data_ptr()), output);
+}
+
+// x: [..., in_features] f32 or bf16, whose dtype the result has; packed as `pack_weight` made it, of x's dtype or, for
+// bf16, of i8 with its scale, [out_features] f32; bias [out_features] f32. Where the plain weight is given too,
+// [out_features, in_features], many rows are left to torch: on a CPU with matrix units that is faster, and no longer
+// the same bits for every number of rows.
+at::Tensor linear(const at::Tensor& input, const at::Tensor& packed, const std::optional<at::Tensor>& scale,
+                  const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& weight,
+                  int64_t num_outputs) {
   const at::Tensor x = input.contiguous();
   const int64_t num_inputs = x.size(-1), num_rows = x.numel() / num_inputs;
   if (weight && num_rows > kManyRows) {
@@ -241,22 +257,15 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& packed, const std::
   auto sizes = x.sizes().vec();
   sizes.back() = num_outputs;
   at::Tensor y = at::empty(sizes, x.options());
-  const float* bias_data = bias ? bias->const_data_ptr<float>() : nullptr;
-  const auto run_steps = [&](auto step, auto element) {
-    using Step = typename decltype(step)::type;
+  const auto run_as = [&](auto element, auto step) {
     using T = typename decltype(element)::type;
-    using Weight = typename Step::Weight;
-    TORCH_CHECK(packed.dim() == 3 && packed.size(1) == round_up(num_inputs, Step::kInputs) / Step::kInputs &&
-                    packed.size(2) == Step::kWeights && packed.element_size() == sizeof(Weight),
-                "a weight packed for ", num_inputs, " inputs is needed, not ", packed.sizes());
-    const auto rows = pack_rows<Step>(static_cast<const T*>(x.const_data_ptr()), num_rows, num_inputs);
-    run<Step, T>(rows, static_cast<const Weight*>(packed.const_data_ptr()),
-                 {static_cast<T*>(y.mutable_data_ptr()), num_outputs, bias_data});
+    run_packed<typename decltype(step)::type, T>(
+        x, packed, num_rows, num_inputs,
+        {static_cast<T*>(y.mutable_data_ptr()), num_outputs, data_or_null(scale), data_or_null(bias)});
   };
-  TORCH_CHECK(x.scalar_type() == packed.scalar_type(), "inputs are ", x.scalar_type(), ", weights ",
-              packed.scalar_type());
-  if (x.scalar_type() == at::kFloat) run_steps(Type<FloatStep>{}, Type<float>{});
-  else run_steps(Type<HalfStep>{}, Type<uint16_t>{});
+  if (x.scalar_type() == at::kFloat) run_as(Type<float>{}, Type<FloatStep>{});
+  else if (packed.scalar_type() == at::kChar) run_as(Type<uint16_t>{}, Type<ByteStep>{});
+  else run_as(Type<uint16_t>{}, Type<HalfStep>{});
   return y;
 }
 
@@ -271,27 +280,32 @@ void pack(const typename Step::Weight* weight, int64_t num_outputs, int64_t num_
   }
 }
 
-// weight: [out_features, in_features] f32 or bf16 -> [num_panels, steps, numbers of a step] of the same dtype.
+// weight: [out_features, in_features] f32, bf16 or i8 -> [num_panels, steps, numbers of a step] of the same dtype.
 at::Tensor pack_weight(const at::Tensor& weight_) {
   const at::Tensor weight = weight_.contiguous();
   const int64_t num_outputs = weight.size(0), num_inputs = weight.size(1);
-  const auto pack_steps = [&](auto step) {
+  const auto pack_as = [&](auto step) {
     using Step = typename decltype(step)::type;
-    const int64_t num_steps = round_up(num_inputs, Step::kInputs) / Step::kInputs;
-    at::Tensor packed = at::zeros({round_up(num_outputs, kPanel) / kPanel, num_steps, Step::kWeights},
-                                  weight.options());
     using Weight = typename Step::Weight;
+    const int64_t num_steps = round_up(num_inputs, Step::kInputs) / Step::kInputs;
+    const int64_t num_panels = round_up(num_outputs, kPanel) / kPanel;
+    at::Tensor packed = at::zeros({num_panels, num_steps, Step::kWeights}, weight.options());
     pack<Step>(static_cast<const Weight*>(weight.const_data_ptr()), num_outputs, num_inputs,
                static_cast<Weight*>(packed.mutable_data_ptr()));
     return packed;
   };
-  return weight.scalar_type() == at::kFloat ? pack_steps(Type<FloatStep>{}) : pack_steps(Type<HalfStep>{});
+  switch (weight.scalar_type()) {
+    case at::kFloat: return pack_as(Type<FloatStep>{});
+    case at::kChar: return pack_as(Type<ByteStep>{});
+    default: return pack_as(Type<HalfStep>{});
+  }
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(outrider, library) {
-  library.def("linear(Tensor x, Tensor packed, Tensor? bias, Tensor? weight, int num_outputs) -> Tensor");
+  library.def(
+      "linear(Tensor x, Tensor packed, Tensor? scale, Tensor? bias, Tensor? weight, int num_outputs) -> Tensor");
   library.def("pack_weight(Tensor weight) -> Tensor");
 }
 
