@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from scheduler.policy.policy import Expected
 
 MIN_ADVANTAGE = 1.02  # of a change: both sides are guesses
-CLEAR = 1.25  # times as fast as plain decoding can be: nothing is left to try
+CLEAR = 1.25  # times as fast as plain decoding can be by its profile, which may be this wrong: nothing is left to try
+NOT_URGENT = 512  # passes with drafts: so long, what looks better than plain decoding needs no trial
 NUM_TRIED, NUM_CERTAIN = 16, 4  # passes that are measured in a trial; and where it is clearly worse
 SETTLING, SETTLING_AT_MOST = 6, 128  # passes behind a change that aren't: until drafts have come, or are used up
 TRIED_AFTER, TRIED_AFTER_AT_MOST = 32, 4096  # passes
@@ -112,7 +113,7 @@ class _AtLoad:
             return
         if self.is_trial:
             self._judge()
-        elif self.is_drafting and speed.value >= CLEAR:
+        elif self.is_drafting and speed.value >= (CLEAR if speed.num >= NOT_URGENT else MIN_ADVANTAGE):
             self.num_left = self.tried_after
         else:
             self._change(is_trial=True, num_left=NUM_TRIED)

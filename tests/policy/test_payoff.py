@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from scheduler.policy.payoff import NUM_TRIED, SETTLING, TRIED_AFTER, Measured, Payoff
+from scheduler.policy.payoff import NOT_URGENT, NUM_TRIED, SETTLING, TRIED_AFTER, Measured, Payoff
 from scheduler.policy.policy import Expected
 
 TOKEN_S = 0.01  # of plain decoding, of one row
@@ -54,6 +54,13 @@ def test_what_is_faster_goes_on(pass_s: float, pays: bool) -> None:
     """Two tokens a pass, where plain decoding has one in 10 ms."""
     asked = Group(pass_s=pass_s, gain=1.0).run(5000)
     assert sum(asked) / len(asked) == pytest.approx(float(pays), abs=0.06)
+
+
+@pytest.mark.parametrize("pass_s", [0.0165, 0.019])
+def test_what_looks_better_is_tried_against_plain_decoding_only_once_there_is_time_for_it(pass_s: float) -> None:
+    group = Group(pass_s=pass_s, gain=1.0)
+    assert all(group.run(NOT_URGENT))
+    assert not all(group.run(2 * TRIED_AFTER)), "the profile may be wrong"
 
 
 def test_what_is_too_near_to_tell_stays() -> None:
