@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -293,14 +294,18 @@ def test_closing_gives_all_blocks_back_however_often(drafter: ModelDrafter, driv
     drafter._engine.check_integrity()
 
 
-def test_a_reduced_vocabulary_drafts_its_own_tokens_only_and_the_same_scores(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_asked_of_all_ids", [True, False])
+@pytest.mark.parametrize("sampling", [{"temperature": 0.8, "seed": 4}, {"temperature": 1.0, "top_p": 0.8}, {}])
+def test_a_reduced_vocabulary_drafts_its_own_tokens_only_and_the_same_scores(
+    tiny: Path, tmp_path: Path, sampling: dict[str, Any], is_asked_of_all_ids: bool
+) -> None:
     folder = save_tiny_llama(tmp_path / "reduced")
-    save_draft_vocab(folder, range(0, VOCAB, 2))
+    ids = range(0, VOCAB, 2)
+    save_draft_vocab(folder, ids)
     whole, reduced = load_tiny(tiny), load_tiny(folder)
-    params = params_of(SamplingParams(temperature=0.8, seed=4, allowed_token_ids=range(0, VOCAB, 2)))
     drivers = [Driver(whole), Driver(reduced)]
-    for driver in drivers:
-        driver.open(1, params, PROMPT, 12)
+    for driver, allowed in zip(drivers, (ids, ids if is_asked_of_all_ids else ()), strict=True):
+        driver.open(1, params_of(SamplingParams(**sampling, allowed_token_ids=allowed)), PROMPT, 12)
         driver.finish()
 
     assert drivers[0].told[1].standing() == drivers[1].told[1].standing()

@@ -11,6 +11,7 @@ from torch import Tensor
 from outrider.calibration import by_score
 from outrider.tree import Node
 from workers.choice.choose import Noise, noisy_scores
+from workers.choice.noise import gumbel_rows
 from workers.choice.params import ChoiceParams
 from workers.choice.paths import Paths
 from workers.choice.penalties import edit
@@ -25,10 +26,12 @@ MAX_GAP = 16.0  # the score of a choice without a runner-up
 class Guesser:
     """Guesses, and learns from verdicts what they are worth: one calibration for greedy requests, one for others."""
 
-    def __init__(self, vocab_size: int, output_ids: Sequence[int] | None, noise: Noise | None) -> None:
-        """`output_ids`: the tokens that the model's logits are of; None: of all."""
+    def __init__(
+        self, vocab_size: int, output_ids: Sequence[int] | None, noise: Noise | None, device: torch.device
+    ) -> None:
+        """`output_ids`: the tokens that the model's logits, on `device`, are of; None: of all."""
         self._vocab_size = vocab_size
-        self._output_ids = None if output_ids is None else torch.tensor(output_ids)
+        self._output_ids = None if output_ids is None else torch.tensor(output_ids, device=device)
         self._noise = noise
         self._calibrations = {True: by_score(), False: by_score()}  # by whether the request is greedy
 
@@ -40,18 +43,20 @@ class Guesser:
         """Below each place, the likeliest first; empty where the model says nothing of use."""
         if not places:
             return []
-        scores = self._whole(logits)
-        texts = [request.tokens + path_to(node) for request, node in places]
-        for row, text, (request, _) in zip(torch.split(scores, 1), texts, places, strict=True):
-            edit(row, request.params, Paths(text))
+        requests = [request for request, _ in places]
+        is_whole = self._output_ids is None or any(_speaks_of_ids(request.params) for request in requests)
+        scores = self._whole(logits) if is_whole else logits
+        for row, (request, node) in zip(torch.split(scores, 1), places, strict=True):
+            if request.params.depends_on_path:
+                edit(row, request.params, Paths(request.tokens + path_to(node)))
         usable = scores.amax(dim=-1).isfinite().tolist()
-        guessed = [i for i, (request, _) in enumerate(places) if usable[i] and not request.params.is_drawn_for]
+        guessed = [i for i, request in enumerate(requests) if usable[i] and not request.params.is_drawn_for]
         found: list[list[Candidate]] = [[] for _ in places]
-        for i, best in zip(guessed, self._best(scores, guessed, texts, places), strict=True):
+        for i, best in zip(guessed, self._best(scores, [places[i] for i in guessed], guessed), strict=True):
             found[i] = best
         for i, (request, node) in enumerate(places):
             if usable[i] and request.params.is_drawn_for:
-                found[i] = [_drawn(scores[i], request, node, len(texts[i]))]
+                found[i] = [_drawn(scores[i], request, node, _position(request, node))]
         return found
 
     def learn(self, request: Request, tokens: Sequence[int]) -> None:
@@ -71,20 +76,31 @@ class Guesser:
 
     def _best(
         self,
-        logits: Tensor,  # [num_places, vocab] f32, edited
-        which: Sequence[int],  # [num_guessed]; of the places
-        texts: Sequence[Sequence[int]],
-        places: Sequence[tuple[Request, Node | None]],
+        logits: Tensor,  # [num_rows, vocab] f32, edited; or [num_rows, num_outputs]
+        places: Sequence[tuple[Request, Node | None]],  # [num_guessed]
+        which: Sequence[int],  # [num_guessed]; their rows
     ) -> list[list[Candidate]]:
-        if not which:
+        if not places:
             return []
-        params = [places[i][0].params for i in which]
-        scores = noisy_scores(logits[list(which)], [len(texts[i]) for i in which], params, noise=self._noise)
+        params = [request.params for request, _ in places]
+        output_ids = self._output_ids if logits.shape[-1] < self._vocab_size else None
+        noise = self._noise if output_ids is None else self._noise_of_outputs
+        rows = logits if len(which) == len(logits) else logits[list(which)]
+        scores = noisy_scores(rows, [_position(*place) for place in places], params, noise=noise)
         best = scores.topk(min(MAX_CHILDREN, scores.shape[-1]), dim=-1)
+        tokens = best.indices if output_ids is None else output_ids[best.indices]
         return [
-            self._children(places[i][1], its, values, ids)
-            for i, its, values, ids in zip(which, params, best.values.tolist(), best.indices.tolist(), strict=True)
+            self._children(node, its, values, ids)
+            for (_, node), its, values, ids in zip(places, params, best.values.tolist(), tokens.tolist(), strict=True)
         ]
+
+    def _noise_of_outputs(self, seeds: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """[num_rows, num_outputs] f32"""
+        assert self._output_ids is not None
+        if self._noise is None:
+            device = self._output_ids.device
+            return gumbel_rows(seeds, positions, self._vocab_size, device=device)[:, self._output_ids]
+        return self._noise(seeds, positions)[:, self._output_ids]
 
     def _children(
         self, parent: Node | None, params: ChoiceParams, values: Sequence[float], ids: Sequence[int]
@@ -100,6 +116,16 @@ class Guesser:
             chance = min(chance, calibration.chance(rank, gap))  # a lower rank is never the likelier one
             found.append(Candidate(parent, token, gap, chance))
         return found
+
+
+def _speaks_of_ids(params: ChoiceParams) -> bool:
+    """Whether something is to be done by token ids, for which the logits of all are wanted in their order."""
+    return params.depends_on_path or params.is_drawn_for
+
+
+def _position(request: Request, node: Node | None) -> int:
+    """Of what comes after the node."""
+    return len(request.tokens) + (node.depth if node is not None else 0)
 
 
 def path_to(node: Node | None) -> list[int]:

@@ -92,7 +92,7 @@ class ModelDrafter:
         self.vocabulary = vocabulary
         self.max_context = min(engine.spec.max_context, engine.num_blocks * engine.block_size)
         self._engine = engine
-        self._guesser = Guesser(engine.spec.vocab_size, engine.output_ids, noise)
+        self._guesser = Guesser(engine.spec.vocab_size, engine.output_ids, noise, engine.device)
         self._states: dict[int, _State] = {}
         self._requests: dict[int, Request] = {}  # the longest unused first
         self._keys = count()

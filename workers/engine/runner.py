@@ -246,6 +246,8 @@ class Engine:
 
 def _tree_depths(rows: Sequence[Row]) -> list[int]:
     """Nodes on the longest path of each row."""
+    if not any(row.node_parents for row in rows):
+        return [0] * len(rows)
     num_nodes = np.array([len(row.node_parents) for row in rows])
     depths = node_depths(join([row.node_parents for row in rows]), num_nodes)
     deepest = np.zeros(len(rows), np.int64)
