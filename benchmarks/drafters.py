@@ -11,7 +11,9 @@ these answers, and nothing depends on the machine. Each drafter plays alone, and
     first_token_acceptance  how often the likeliest child of the root was the target's choice
     calibration_error       the mean distance between predicted and observed survival of the nodes verified, by tenths
     run_ahead_hit_rate      verdicts after which a node was there already; run_ahead_depth: how deep the tree was then
-    draft_step_share        the median time of a step by the median time of a pass of one token, measured in turn
+    draft_step_share        the median time of a step by the median time of a pass of one token: eight steps, then eight
+                            passes, in turn, as a drafter works that has its cache for itself
+    draft_step_share_cold   the same, one step and one pass in turn: each finds the other's weights in the cache
 
 The last line is one JSON object.
 """
@@ -21,7 +23,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Annotated
 
@@ -45,6 +47,7 @@ from workers.training.shards import Answer
 TEMPERATURES = (0.0, 0.7, 1.0)
 BUDGETS = (4, 8, 16, 32)
 TIMED_CONTEXT = 256
+IN_A_ROW = 8
 
 
 def main(
@@ -82,7 +85,10 @@ def main(
     errors = {name: tally.calibration_error() for name, tally in tables.items()}
     for name, tally in tables.items():
         show(f"survival, {name}: predicted, observed, nodes", _calibration_rows(tally))
-    shares = {name: _step_share(engine, one, answers, rounds) for name, one in loaded.items()}
+    shares, cold = (
+        {name: _step_share(engine, one, answers, rounds, in_a_row) for name, one in loaded.items()}
+        for in_a_row in (IN_A_ROW, 1)
+    )
     result = {
         "target": checkpoint.model,
         "num_prompts": len(chosen),
@@ -90,6 +96,7 @@ def main(
         "calibration_error": errors,
         "run_ahead_hit_rate": {name: _hit_rate(rows, name) for name in sets},
         "draft_step_share": shares,
+        "draft_step_share_cold": cold,
     }
     print(json.dumps(rounded(result)))
 
@@ -146,26 +153,31 @@ def _hit_rate(rows: Sequence[dict[str, object]], name: str) -> float:
     return sum(rates) / len(rates)
 
 
-def _step_share(engine: Engine, drafter: Drafter, answers: Sequence[Answer], rounds: int) -> float:
+def _step_share(engine: Engine, drafter: Drafter, answers: Sequence[Answer], rounds: int, in_a_row: int) -> float:
     """A step for one request in the middle of an answer, by a pass of one token behind as long a text."""
-    text = [token for answer in answers for token in (*answer.prompt, *answer.tokens)][: TIMED_CONTEXT + rounds + 2]
+    text = [token for answer in answers for token in (*answer.prompt, *answer.tokens)]
+    text = text[: TIMED_CONTEXT + (rounds + 1) * in_a_row]
     growing, key = Growing(drafter), -1
     growing.step(
         [], [Order(key, guess_params(OpenRequest(sampling=SamplingParams(temperature=0))), text[:TIMED_CONTEXT], 0)]
     )
     engine.open(key)
     engine.forward_packed([Row(key, text[:TIMED_CONTEXT])])
-    steps, passes = [], []
-    for place in range(TIMED_CONTEXT, len(text)):
-        started = time.perf_counter()
-        growing.step([], [Order(key, None, text[place : place + 1], 64)])
-        between = time.perf_counter()
-        engine.forward_packed([Row(key, text[place : place + 1])])
-        steps.append(between - started)
-        passes.append(time.perf_counter() - between)
+    steps: list[float] = []
+    passes: list[float] = []
+    for first in range(TIMED_CONTEXT, len(text), in_a_row):
+        tokens = text[first : first + in_a_row]
+        steps += [_seconds(growing.step, [], [Order(key, None, [token], 64)]) for token in tokens]
+        passes += [_seconds(engine.forward_packed, [Row(key, [token])]) for token in tokens]
     growing.step([key], [])
     engine.close(key)
-    return median(steps) / median(passes)
+    return median(steps[in_a_row:]) / median(passes[in_a_row:])  # without the first round
+
+
+def _seconds(work: Callable[..., object], *arguments: object) -> float:
+    started = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":
