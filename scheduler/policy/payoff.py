@@ -54,6 +54,12 @@ class Payoff:
         """Whether drafters are to be asked now."""
         return self._loads[self._doubling].is_drafting
 
+    @property
+    def is_left(self) -> bool:
+        """Whether drafting has been found not to pay: not only on trial."""
+        load = self._loads[self._doubling]
+        return load.is_drafting == load.is_trial
+
     def note_pass(self, measured: Measured) -> None:
         if not self._is_still(measured.num_running):
             self._doubling = measured.num_running.bit_length() - 1

@@ -318,7 +318,8 @@ class Price:
         cell's `num_groups` target groups count as if all were like this one."""
         seconds = self._time.curve(self._max_pass_tokens, self._context_len)
         gap_s = self._pace.turnaround_s
-        return self._drafters.supply.worth(num_drafters, seconds, gap_s, now_s, most, num_groups)
+        found = self._drafters.supply.worth(num_drafters, seconds, gap_s, now_s, most, num_groups)
+        return {name: worth.of_nothing() for name, worth in found.items()} if self._payoff.is_left else found
 
 
 def _size(rows: Sequence[Base]) -> float:

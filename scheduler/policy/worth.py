@@ -95,6 +95,10 @@ class Worth:
         """What one fewer would lose; 0 where there is none."""
         return self.goodput - self.goodputs[max(self.num_drafters - 1, 0)]
 
+    def of_nothing(self) -> Worth:
+        """Where it has been seen that decoding without drafts is faster, whatever was expected of them."""
+        return Worth(self.num_drafters, self.goodputs[:1] * len(self.goodputs))
+
 
 class Lack(Enum):
     """Why nothing can be said of a pool's worth."""
@@ -102,6 +106,9 @@ class Lack(Enum):
     NO_DRAFTS = "nothing has been drafted yet"
     NEVER_IN_TIME = "its drafts have never come in time for a pass"
     NO_PRICE = "the scheduler waits for drafts by a fixed time, and prices nothing"
+
+    def of_nothing(self) -> Lack:
+        return self
 
 
 def worth_of(pool: Pool, num_drafters: int, load: Load, most: int = 0) -> Worth:

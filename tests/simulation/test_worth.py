@@ -25,7 +25,9 @@ WITHIN = 2.5
 
 
 @cache
-def measured(num_drafters: int, is_one_by_one: bool, acceptance: float = 0.8) -> tuple[float, Worth | Lack]:
+def measured(
+    num_drafters: int, is_one_by_one: bool, acceptance: float = 0.8, disturbance: float = 0.0
+) -> tuple[float, Worth | Lack]:
     """Tokens a second of eight users, and what the scheduler says at the end."""
     scenario = small_scenario(
         load={"concurrency": 8, "warm_up_s": WARM_UP_S, "duration_s": DURATION_S},
@@ -34,6 +36,7 @@ def measured(num_drafters: int, is_one_by_one: bool, acceptance: float = 0.8) ->
             "acceptance": [acceptance],
             "workers": num_drafters,
         },
+        target={"disturbance": disturbance},
     )
     outrider = strategy("outrider", scenario)
 
@@ -78,6 +81,13 @@ def test_drafters_that_are_never_right_are_worth_nothing() -> None:
     present, worth = measured(8, True, 0.0)
     assert isinstance(worth, Worth)
     assert abs(worth.of_the_last) + abs(worth.of_one_more) < 0.01 * present
+
+
+def test_drafters_that_slow_their_target_down_are_worth_nothing_however_right_they_are() -> None:
+    worth = measured(1, False, disturbance=3.0)[1]
+    assert isinstance(worth, Worth)
+    assert worth.goodput > 0
+    assert worth.of_the_last == worth.of_one_more == 0
 
 
 def test_a_drafter_that_is_overtaken_by_every_verdict_is_known_to_be_late() -> None:
