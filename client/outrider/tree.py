@@ -60,7 +60,7 @@ class Node:
         self.votes: dict[str, Vote] = {}  # by the name of the drafter; the first one that proposed it comes first
         self.law = law  # that it and its later siblings were drawn from, if it is the first of them
         self.committed_at: int | None = None  # its place in the committed tokens, for whoever notes it
-        self.children: dict[int, Node] = {}  # by token
+        self.children: dict[int, Node] = {}  # by token; none of one that is in no tree any more
         self.survival: float = 1.0 if parent is None else parent.survival  # that the target's choices lead here
         self.moves = moves  # of its tree's root, while it is in the tree
         self._chance = 1.0
@@ -94,6 +94,7 @@ class DraftTree:
         self._nodes: list[Node] = []  # in the order of their numbers: parents before children
         self._next_number = 1
         self._moves = 0  # of the root
+        self._depth = 0  # of the deepest node; 0: there is none
         self.version = 0  # another one after every change but that of a chance
 
     def __len__(self) -> int:
@@ -120,6 +121,8 @@ class DraftTree:
             node = siblings[token] = Node(self._next_number, token, parent, self._moves, law)
             self._next_number += 1
             self._nodes.append(node)
+            if node.depth > self._depth:
+                self._depth = node.depth
         if source not in node.votes:
             rank = sum(source in sibling.votes for sibling in siblings.values()) if len(siblings) > 1 else 0
             node.votes[source] = Vote(rank, score)
@@ -132,11 +135,25 @@ class DraftTree:
     def find(self, path: Sequence[int]) -> Node | None:
         """The node at the end of `path`, tokens from the root's child on; None where it is not there."""
         node: Node | None = None
+        children = self._children
         for token in path:
-            node = (self._children if node is None else node.children).get(token)
+            node = children.get(token)
             if node is None:
                 return None
+            children = node.children
         return node
+
+    def along(self, path: Sequence[int]) -> list[Node]:
+        """The nodes on `path`, the root's child first, as far as they are there."""
+        nodes: list[Node] = []
+        children = self._children
+        for token in path:
+            node = children.get(token)
+            if node is None:
+                break
+            nodes.append(node)
+            children = node.children
+        return nodes
 
     def holds(self, node: Node) -> bool:
         """Whether a node that was added once is still in the tree."""
@@ -150,18 +167,18 @@ class DraftTree:
     @property
     def depth(self) -> int:
         """Of the deepest node; 0: there is none."""
-        return max((node.depth for node in self._nodes), default=0)
+        return self._depth
 
     def judged(self, chosen: Sequence[int]) -> Iterator[tuple[Node, bool]]:
         """What a verdict says of the nodes: all children of the places that the chosen tokens lead to, and whether
         each was the choice there."""
-        here: Node | None = None
+        children = self._children
         for token in chosen:
-            children = self.children(here)
-            yield from ((child, child.token == token) for child in children.values())
+            for child in children.values():
+                yield child, child.token == token
             if token not in children:
                 return
-            here = children[token]
+            children = children[token].children
 
     def ranked(self) -> list[Node]:
         """All nodes, those of the highest survival first, and of equals those that came first.
@@ -176,25 +193,33 @@ class DraftTree:
         if not committed:
             return
         end = self.find(committed)
-        before, self._nodes = self._nodes, []
-        self._children = end.children if end is not None else {}
-        self._moves += 1
-        self.version += 1
         if end is None:
+            self.clear()
             return
+        before, self._nodes = self._nodes, []
+        self._children, end.children = end.children, {}
+        self._depth = 0
+        self._moves = moves = self._moves + 1
+        self.version += 1
         for node in before:
             above = node.parent
             if above is end:
-                node.parent, node.depth, node.survival = None, 1, node.chance
-            elif above is not None and above.moves == self._moves:
-                node.depth, node.survival = above.depth + 1, above.survival * node.chance
+                node.parent, node.depth, node.survival = None, 1, node._chance
+            elif above is not None and above.moves == moves:
+                node.depth, node.survival = above.depth + 1, above.survival * node._chance
             else:
+                node.children = {}
                 continue
-            node.moves = self._moves
+            node.moves = moves
             self._nodes.append(node)
+            if node.depth > self._depth:
+                self._depth = node.depth
 
     def clear(self) -> None:
-        self._children, self._nodes = {}, []
+        # Without its children a node is in no cycle of references: it is gone with the last one who knows it.
+        for node in self._nodes:
+            node.children = {}
+        self._children, self._nodes, self._depth = {}, [], 0
         self._moves += 1
         self.version += 1
 
