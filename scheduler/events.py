@@ -323,6 +323,12 @@ class RequestStats:
     num_preemptions: int = 0
     drafters: dict[str, DrafterCount] = field(default_factory=dict)
 
+    def of_drafter(self, name: str) -> DrafterCount:
+        count = self.drafters.get(name)
+        if count is None:
+            count = self.drafters[name] = DrafterCount()
+        return count
+
 
 @dataclass(frozen=True, slots=True)
 class Finish:

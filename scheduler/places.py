@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from outrider.tree import DraftTree, Node
 
 MAX_OVERTAKEN = 64  # tokens that may be committed while a growth is on its way, and it still finds its place
-_SPARE = 64  # numbers of nodes that are gone, and kept until there are so many
+_SPARE = 64  # numbers that come, and half as many as there were, before those that are gone are looked for again
 
 
 class Places:
@@ -18,6 +18,7 @@ class Places:
 
     def __init__(self) -> None:
         self._places: dict[int, Node | int] = {}
+        self._num_at_most = _SPARE  # until something is forgotten
 
     def __len__(self) -> int:
         return len(self._places)
@@ -30,11 +31,15 @@ class Places:
 
     def find(self, number: int, tree: DraftTree) -> Node | int | None:
         place = self._places.get(number)
-        return _now(place, tree) if isinstance(place, Node) else place
+        if not isinstance(place, Node):
+            return place
+        if place.committed_at is not None:
+            return place.committed_at
+        return place if tree.holds(place) else None
 
     def forget(self, tree: DraftTree, committed_len: int) -> None:
-        """Drop what is gone, and what was committed long ago, if it has become much."""
-        if len(self._places) <= 2 * len(tree) + _SPARE:
+        """Drop what is gone, and what was committed long ago, if it may have become much."""
+        if len(self._places) <= self._num_at_most:
             return
         oldest = committed_len - MAX_OVERTAKEN
         kept: dict[int, Node | int] = {}
@@ -43,7 +48,4 @@ class Places:
             if isinstance(place, Node) or (place is not None and place >= oldest):
                 kept[number] = place
         self._places = kept
-
-
-def _now(node: Node, tree: DraftTree) -> Node | int | None:
-    return node.committed_at if node.committed_at is not None else node if tree.holds(node) else None
+        self._num_at_most = len(kept) + len(kept) // 2 + _SPARE

@@ -28,8 +28,10 @@ class Survival:
 
     def chance(self, votes: dict[str, Vote], guesses: Guesses) -> float:
         """That a node with these votes is the choice, if its parent is reached."""
-        alone = self._alone(votes, guesses)
-        return alone if len(votes) == 1 else self._merged[guesses].chance(0, alone)
+        if len(votes) == 1:
+            [(name, vote)] = votes.items()
+            return self._drafters[name, guesses].chance(vote.rank, _score(vote, guesses))
+        return self._merged[guesses].chance(0, self._alone(votes, guesses))
 
     def learn(self, tree: DraftTree, tokens: Sequence[int], guesses: Guesses) -> None:
         """The target chose these tokens below the tree's root."""
@@ -38,9 +40,6 @@ class Survival:
 
     def _alone(self, votes: dict[str, Vote], guesses: Guesses) -> float:
         """As if the drafters guessed independently of each other: which they don't, and that is learned as well."""
-        if len(votes) == 1:
-            [(name, vote)] = votes.items()
-            return self._drafters[name, guesses].chance(vote.rank, _score(vote, guesses))
         return 1 - prod(
             1 - self._drafters[name, guesses].chance(vote.rank, _score(vote, guesses)) for name, vote in votes.items()
         )

@@ -98,7 +98,7 @@ class Base:
             tokens=self.tokens,
             node_tokens=node_tokens,
             node_parents=node_parents,
-            laws=[node.law for node in nodes] if request.new.is_drawn_for else (),
+            laws=[node.law for node in nodes] if request.is_drawn_for else (),
             is_ahead=self.is_ahead,
         )
 
