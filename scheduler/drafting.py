@@ -286,12 +286,20 @@ class Drafting:
         """
         is_drawn_for, guesses, source = request.is_drawn_for, request.guesses, view.drafter
         laws = grown.laws if grown.laws and is_drawn_for else [None] * len(grown.tokens)
-        tree, places, last = request.tree, view.places, request.committed_len - 1
+        tree, places, committed, last = request.tree, view.places, request.committed_nodes, request.committed_len - 1
         room = min(MAX_TREE_NODES - len(tree), 2 * MAX_TREE_NODES - len(places))
         num_added = 0
+        newest: Node | None = None  # the number before: most nodes are its children
         entries = zip(grown.tokens, grown.parents, grown.scores, laws, strict=True)
         for number, (token, parent_number, score, law) in enumerate(entries, grown.first_node):
-            parent = places.find(parent_number, tree) if parent_number else grown.committed_len - 1
+            parent: Node | int | None
+            if not parent_number:
+                parent = grown.committed_len - 1
+            elif newest is not None and parent_number == number - 1:
+                parent = newest
+            else:
+                parent = places.find(parent_number, tree, committed)
+            newest = None
             if parent is None or not 0 <= token < vocab_size or room <= 0:
                 continue
             if isinstance(parent, Node):
@@ -305,7 +313,7 @@ class Drafting:
                 continue
             if is_drawn_for and not _can_be_drawn(token, law, tree.children(above), vocab_size):
                 continue
-            node = tree.add(above, token, source, score, law)
+            newest = node = tree.add(above, token, source, score, law)
             node.chance = self.survival.chance(node.votes, guesses)
             places.put(number, node)
             room -= 1

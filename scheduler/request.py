@@ -13,7 +13,7 @@ from outrider.tree import DraftTree, Node
 from outrider.types import FinishReason, TokenSource
 from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_TYPICAL
 from scheduler.events import NewRequest, RequestStats
-from scheduler.places import Places
+from scheduler.places import MAX_OVERTAKEN, Places
 from scheduler.service_class import SHARE
 
 _MEMORY = 1 / 64  # of a verdict among those before it
@@ -71,7 +71,7 @@ class DrafterView:
     places: Places = field(default_factory=Places)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SentRow:
     """A request's row in a pass that has not been answered."""
 
@@ -82,7 +82,7 @@ class SentRow:
     is_ahead: bool  # of the verdict on the row before
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidates:
     """Nodes that may go into a pass, the likeliest first, parents before children."""
 
@@ -95,7 +95,7 @@ NO_CANDIDATES = Candidates((), np.empty(0), np.empty(0))
 _ONES = np.ones(64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Commit:
     """What a walk added to a request."""
 
@@ -115,6 +115,7 @@ class Request:
         self.is_lossy = new.opening.acceptance_rule == ACCEPTANCE_RULE_TYPICAL
         self.tokens = [*new.prompt, *new.resumed]
         self.tree = DraftTree()
+        self.committed_nodes: dict[int, int] = {}  # places in the tokens, by the numbers of the newest ones
         self.target = TargetView()
         self.drafters: dict[str, DrafterView] = {}  # by the drafter's name
         self.assigned = 0  # the drafting's generation in which it got them
@@ -202,12 +203,14 @@ class Request:
         sent, last_depth = set(self.sent[-1].nodes), self._last_depth
         if len(sent) == len(self.tree):
             return NO_CANDIDATES
-        roots: dict[Node, float] = {}  # of a node outside of what was sent: the survival of the first one on its path
+        roots: dict[
+            Node | None, float
+        ] = {}  # of a node outside of what was sent: the survival of the first one on its path
         below: list[tuple[float, Node]] = []  # with how often it is chosen when its root is
         for node in self.tree.nodes:
             if node in sent or node.depth > last_depth:
                 continue
-            root = roots.get(node.parent) if node.parent is not None else None
+            root = roots.get(node.parent)
             if root is None:
                 roots[node] = node.survival
             else:
@@ -277,10 +280,12 @@ class Request:
                 view.places = Places()
             return
         for place, node in enumerate(path, self.committed_len):
-            node.committed_at = place
+            self.committed_nodes[node.number] = place
+        while len(self.committed_nodes) > MAX_OVERTAKEN:
+            del self.committed_nodes[next(iter(self.committed_nodes))]
         self.tree.advance(committed)
         for view in self.drafters.values():
-            view.places.forget(self.tree, self.committed_len + len(committed))
+            view.places.forget(self.tree, self.committed_nodes, self.committed_len + len(committed))
         if len(self.tree):
             self.stats.num_hits += 1
             self.stats.hit_depth += self.tree.depth

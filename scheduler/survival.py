@@ -7,7 +7,7 @@ or not: the choice there is known.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from outrider.calibration import Calibration, by_chance, by_score
@@ -26,7 +26,7 @@ class Survival:
         self._drafters: defaultdict[tuple[str, Guesses], Calibration] = defaultdict(by_score)
         self._merged: defaultdict[Guesses, Calibration] = defaultdict(by_chance)
 
-    def chance(self, votes: dict[str, Vote], guesses: Guesses) -> float:
+    def chance(self, votes: Mapping[str, Vote], guesses: Guesses) -> float:
         """That a node with these votes is the choice, if its parent is reached."""
         if len(votes) == 1:
             [(name, vote)] = votes.items()
@@ -38,7 +38,7 @@ class Survival:
         for node, is_accepted in tree.judged(tokens):
             self._learn(node, guesses, is_accepted=is_accepted)
 
-    def _alone(self, votes: dict[str, Vote], guesses: Guesses) -> float:
+    def _alone(self, votes: Mapping[str, Vote], guesses: Guesses) -> float:
         """As if the drafters guessed independently of each other: which they don't, and that is learned as well."""
         return 1 - prod(
             1 - self._drafters[name, guesses].chance(vote.rank, _score(vote, guesses)) for name, vote in votes.items()
