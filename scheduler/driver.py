@@ -163,9 +163,10 @@ class Driver:
     def post(self, event: Event) -> None:
         if isinstance(event, DrafterUp):
             self.drafter_names.update(event.drafters)
+        now_s = self.now_s
         try:
-            for command in self.core.handle(event, self.now_s):
-                self._carry_out(command)
+            for command in self.core.handle(event, now_s):
+                self._carry_out(command, now_s)
             for address, is_left in self._leaving.items():
                 if not self.core.num_requests_on(address):
                     is_left.set()
@@ -175,29 +176,29 @@ class Driver:
             self._fail(err)
             raise
 
-    def _carry_out(self, command: Command) -> None:
+    def _carry_out(self, command: Command, now_s: float) -> None:
         match command:
-            case SendPass() | ReleaseTarget():
-                if command.target in self._target_links:
-                    self._target_links[command.target][0].send(command)
+            case Emit() | Finish():
+                self._deliver(command, now_s)
             case SendOrder() | ReleaseDrafter():
                 if command.worker in self._drafter_links:
                     self._drafter_links[command.worker][0].send(command)
+            case SendPass() | ReleaseTarget():
+                if command.target in self._target_links:
+                    self._target_links[command.target][0].send(command)
             case ResetTarget(reason, target):
                 if target in self._target_links:
                     self._target_links[target][0].reset(reason)
-            case Emit() | Finish():
-                self._deliver(command)
 
-    def _deliver(self, command: Emit | Finish) -> None:
+    def _deliver(self, command: Emit | Finish, now_s: float) -> None:
         mailbox = self._mailboxes.get(command.request)
         if isinstance(command, Finish):
             self.times.note_finish(command)
             if command.stats.started_s is not None:
-                ran_s = (command.stats.finished_s or self.now_s) - command.stats.started_s
+                ran_s = (command.stats.finished_s or now_s) - command.stats.started_s
                 self._request_s += 0.1 * (ran_s - self._request_s)
         elif mailbox is not None:
-            mailbox.pace.note(len(command.tokens), self.now_s, self.times)
+            mailbox.pace.note(len(command.tokens), now_s, self.times)
         if mailbox is not None:
             mailbox.put(command)
 

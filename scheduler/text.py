@@ -62,7 +62,7 @@ class TextStream:
     ) -> Piece:
         """Add tokens; returns those that are now final. After a matched stop nothing may be pushed."""
         piece = self._push(ids, sources, logprobs)
-        return replace(piece, tokens=self._without_known(piece.tokens))
+        return Piece(self._without_known(piece.tokens), piece.matched_stop)
 
     def _push(
         self, ids: Sequence[int], sources: Sequence[TokenSource], logprobs: Sequence[TokenLogprobs | None]
@@ -87,6 +87,8 @@ class TextStream:
         return Piece(self._without_known(held))
 
     def _without_known(self, final: Sequence[Token]) -> Sequence[Token]:
+        if not self._num_known:
+            return final
         num_left_out = min(self._num_known, len(final))
         self._num_known -= num_left_out
         return final[num_left_out:]
@@ -123,11 +125,14 @@ class TextStream:
 
         Tokens inside an unfinished character are held as well, so that flush can complete the last one.
         """
+        num_whole = len(self._held) - (1 if self._unfinished else 0)
+        if not self._stop:
+            final, self._held = self._held[:num_whole], self._held[num_whole:]
+            return final
         text = "".join(token.text for token in self._held)
         num_final = len(text) - self._longest_beginning(text)
-        final: list[Token] = []
+        final = []
         end = 0
-        num_whole = len(self._held) - (1 if self._unfinished else 0)
         for token in self._held[:num_whole]:
             end += len(token.text)
             if end > num_final:

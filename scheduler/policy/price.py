@@ -182,8 +182,8 @@ class Price:
         """Gives each row its candidates, and the number of those that are worth their time."""
         for row in rows:
             row.find_candidates()
-        num_tokens = sum(row.num_tokens for row in rows)
-        num_choosing = sum(not row.is_chunk for row in rows)
+        num_tokens = sum([row.num_tokens for row in rows])
+        num_choosing = sum([not row.is_chunk for row in rows])
         min_price = self._decoding if num_tokens > num_choosing else 0.0
         chosen = select(
             [row.candidates.survivals for row in rows],
