@@ -290,6 +290,7 @@ class Drafting:
         room = min(MAX_TREE_NODES - len(tree), 2 * MAX_TREE_NODES - len(places))
         num_added = 0
         newest: Node | None = None  # the number before: most nodes are its children
+        votes, chance = None, 0.0  # of the node before: most have the same
         entries = zip(grown.tokens, grown.parents, grown.scores, laws, strict=True)
         for number, (token, parent_number, score, law) in enumerate(entries, grown.first_node):
             parent: Node | int | None
@@ -314,7 +315,10 @@ class Drafting:
             if is_drawn_for and not _can_be_drawn(token, law, tree.children(above), vocab_size):
                 continue
             newest = node = tree.add(above, token, source, score, law)
-            node.chance = self.survival.chance(node.votes, guesses)
+            if node.votes is not votes:
+                votes = node.votes
+                chance = self.survival.chance(votes, guesses)
+            node.chance = chance
             places.put(number, node)
             room -= 1
             num_added += 1
