@@ -231,8 +231,8 @@ class Price:
         """Of rows under whose root nothing was there: what their drafts would have brought, verifying them paid for.
         `num_expected`: tokens that the pass commits."""
         after_s = lost = 0.0
-        views = (row.request.drafters.values() for row in rows if self.drafts_pay)
-        for began_empty in ([view for view in each if view.began_empty] for each in views):
+        for row in rows if self.drafts_pay else ():
+            began_empty = [view for view in row.request.drafters.values() if view.began_empty]
             if began_empty:
                 best = max(map(self._first_draft, began_empty))
                 lost, after_s = lost + best[0], after_s + best[0] * best[1]
