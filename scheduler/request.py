@@ -92,7 +92,7 @@ class Candidates:
 
 
 NO_CANDIDATES = Candidates((), np.empty(0), np.empty(0))
-_ONES = np.ones(64)
+_ONES = np.ones(64)  # shares of nodes that are computed for sure; few rows have more
 
 
 @dataclass(slots=True)
