@@ -35,7 +35,10 @@ class Accounts:
         self._floor = 0  # what the last one to start had been served
 
     def of(self, tenant: str) -> Account:
-        return self._by_tenant.setdefault(tenant, Account())
+        account = self._by_tenant.get(tenant)
+        if account is None:
+            account = self._by_tenant[tenant] = Account()
+        return account
 
     def num_waiting_of(self, tenant: str) -> int:
         account = self._by_tenant.get(tenant)

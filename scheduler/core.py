@@ -30,7 +30,6 @@ from outrider.errors import (
     ServerUnavailable,
 )
 from outrider.types import FinishReason, TokenLogprobs
-from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_TYPICAL
 from scheduler.drafting import RUN_AHEAD, Drafting
 from scheduler.events import (
     Cancelled,
@@ -451,23 +450,22 @@ class Core:
             group = self.groups.get(request.target.group)
             if group is not None:
                 group.note_computed(request)
-        wants_logprobs = request.new.opening.sampling.HasField("logprobs")
-        if len(outcome.logprobs) != (len(outcome.tokens) if wants_logprobs else 0):
+        if len(outcome.logprobs) != (len(outcome.tokens) if request.wants_logprobs else 0):
             text = f"the target sent {len(outcome.logprobs)} log-probabilities for {len(outcome.tokens)} tokens"
             self._fail(request, InternalError(text), now_s)
             return
-        foreign = next((token for token in outcome.tokens if not 0 <= token < self._vocab_size), None)
-        if foreign is not None:
+        if not 0 <= min(outcome.tokens) <= max(outcome.tokens) < self._vocab_size:
+            foreign = next(token for token in outcome.tokens if not 0 <= token < self._vocab_size)
             text = f"the target chose token {foreign}: its vocabulary has {self._vocab_size} tokens"
             self._fail(request, InternalError(text), now_s)
             return
-        if request.new.opening.acceptance_rule != ACCEPTANCE_RULE_TYPICAL:
-            self._drafting.survival.learn(request.tree, outcome.tokens, request.new.guesses)
+        if not request.is_lossy:
+            self._drafting.survival.learn(request.tree, outcome.tokens, request.guesses)
             self._drafting.note_verdict(request, outcome.tokens[0])
         commit = request.commit(outcome.tokens, row.nodes)
         self._waitlist.note_served(request, len(commit.tokens))
         logprobs: Sequence[TokenLogprobs | None] = outcome.logprobs[: len(commit.tokens)]
-        if not wants_logprobs:
+        if not request.wants_logprobs:
             logprobs = [None] * len(commit.tokens)
         self._commands.append(Emit(request.number, commit.tokens, commit.sources, logprobs))
         if commit.reason is not None:

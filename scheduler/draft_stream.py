@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from outrider.draft_law import DraftLaw, unpack_laws
 from outrider.errors import InvalidRequest
 from outrider.scores import NUM_STEPS, score_of
-from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport, DraftOpening, DraftOrder
+from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport, DraftOpening
 from outrider.v1.worker_pb2 import RequestRef
 from scheduler.events import Growth, ReleaseDrafter, SendOrder
 
@@ -39,7 +39,7 @@ class _Draft:
     num_nodes: int = 0  # that it has grown
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Told:
     """A growth as it stands in a report."""
 
@@ -70,11 +70,11 @@ class DraftStream:
         for release in releases:
             self._release(release.request, release.drafter, command)
         for order in orders:
-            command.orders.append(self._order(order, command))
+            self._order(order, command)
         return command
 
-    def _order(self, order: SendOrder, command: DrafterCommand) -> DraftOrder:
-        message = DraftOrder(tokens=order.tokens)
+    def _order(self, order: SendOrder, command: DrafterCommand) -> None:
+        message = command.orders.add(tokens=order.tokens)
         if order.opening is not None:
             self._release(order.request, order.drafter, command)  # of an older epoch
             ref = RequestRef(request=order.request, epoch=order.epoch)
@@ -90,7 +90,6 @@ class DraftStream:
         min_survival = round(100 * order.min_survival)
         if min_survival != draft.min_survival:
             message.min_survival = draft.min_survival = min_survival
-        return message
 
     def _release(self, request: int, drafter: str, command: DrafterCommand) -> None:
         draft = self._open.pop((request, drafter), None)
@@ -143,7 +142,6 @@ class DraftStream:
         draft.num_nodes += told.num_nodes
         draft.root_len += told.moved
         tokens, places = (told.nodes[::2], told.nodes[1::2]) if laws is not None else ([], [])
-        distances = [place // NUM_STEPS for place in places]
         return Growth(
             worker=self._worker,
             drafter=draft.drafter,
@@ -152,7 +150,10 @@ class DraftStream:
             committed_len=draft.root_len,
             first_node=first,
             tokens=tokens,
-            parents=[number - far if far else 0 for number, far in enumerate(distances, first)],
+            # A place is the distance to the parent, 0 for the root, and the step of the score.
+            parents=[
+                number - place // NUM_STEPS if place >= NUM_STEPS else 0 for number, place in enumerate(places, first)
+            ],
             scores=[score_of(place % NUM_STEPS) for place in places],
             is_done=told.is_done,
             is_prefix_missing=is_prefix_missing,

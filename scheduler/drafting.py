@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from outrider.draft_law import DraftLaw
 from outrider.tree import Node
-from scheduler.events import DrafterCount, Growth, ReleaseDrafter, SendOrder
+from scheduler.events import Growth, ReleaseDrafter, SendOrder
 from scheduler.places import Places
 from scheduler.policy.policy import Policy
 from scheduler.request import DrafterHealth, DrafterView, Request
@@ -64,10 +64,11 @@ class Drafting:
         """Tell this request's drafters its newest state, and ask for nodes below it."""
         moved = self._settle(request)
         self._assign(request)
+        policy = self._policy_of(request)
         orders = [
-            self._order(request, view, now_s)
+            self._order(request, view, policy, now_s)
             for view in request.drafters.values()
-            if not (view.is_silent and view.health.is_late) and self._has_turn(request, view.health)
+            if not (view.is_silent and view.health.is_late) and self._has_turn(view.health, policy)
         ]
         return [*moved, *orders]
 
@@ -84,11 +85,11 @@ class Drafting:
         comes back by itself where they come true again."""
         return health.num_verdicts >= MIN_VERDICTS and health.acceptance < policy.min_survival
 
-    def _has_turn(self, request: Request, health: DrafterHealth) -> bool:
-        if not self._policy_of(request).drafts_pay:
+    def _has_turn(self, health: DrafterHealth, policy: Policy) -> bool:
+        if not policy.drafts_pay:
             health.num_orders_skipped += 1
             return False
-        if self.is_starved(health, self._policy_of(request)) and health.num_skipped < TRIED_EVERY - 1:
+        if self.is_starved(health, policy) and health.num_skipped < TRIED_EVERY - 1:
             health.num_skipped += 1
             health.num_orders_skipped += 1
             return False
@@ -150,27 +151,31 @@ class Drafting:
             return self._reopen(request, view, now_s)
         if grown.committed_len > request.committed_len:
             return []  # no drafter knows more than the scheduler
-        self._note_report(request, view, grown, now_s)
-        if not request.new.is_drawn_for or grown.committed_len == request.committed_len:
+        policy = self._policy_of(request)
+        self._note_report(view, grown, policy, now_s)
+        if not request.is_drawn_for or grown.committed_len == request.committed_len:
             self._add_nodes(request, view, grown, vocab_size)
         else:
             view.health.num_dropped_nodes += len(grown.tokens)
         if view.ordered_len is None or grown.committed_len < view.ordered_len:
             return []
-        return self._note_answer(request, view, grown.is_done, now_s)
+        return self._note_answer(request, view, policy, grown.is_done, now_s)
 
-    def _note_report(self, request: Request, view: DrafterView, grown: Growth, now_s: float) -> None:
+    def _note_report(self, view: DrafterView, grown: Growth, policy: Policy, now_s: float) -> None:
         """How long the drafter took for so many nodes, also where a verdict has overtaken them."""
         asked = view.asked.get(grown.committed_len)
         if asked is None or not grown.tokens:
             return
         asked_s, num_nodes = asked[0], asked[1] + len(grown.tokens)
         view.asked[grown.committed_len] = asked_s, num_nodes
-        self._policy_of(request).note_report(view, num_nodes, now_s - asked_s)
+        policy.note_report(view, num_nodes, now_s - asked_s)
 
     def _order_from_new(self, now_s: float) -> list[SendOrder]:
-        requests = self._running.values()
-        return [self._order(request, view, now_s) for request in requests for view in self._assign(request)]
+        return [
+            self._order(request, view, self._policy_of(request), now_s)
+            for request in self._running.values()
+            for view in self._assign(request)
+        ]
 
     def _assign(self, request: Request) -> list[DrafterView]:
         """Give a request one worker for each drafter that it may use and lacks: the one with the fewest requests."""
@@ -191,7 +196,7 @@ class Drafting:
 
     def _names_for(self, request: Request) -> list[str]:
         names = {name for names in self._workers.values() for name in names if request.new.may_use(name)}
-        if not request.new.is_drawn_for:
+        if not request.is_drawn_for:
             return sorted(names)
         # The one that it has stays: another's nodes would be mixed with those that are there.
         return sorted(names, key=lambda name: (name not in request.drafters, name not in self._drawing, name))[:1]
@@ -219,31 +224,31 @@ class Drafting:
         self._unanswered.pop(view, None)
         view.health.num_requests -= 1
 
-    def _order(self, request: Request, view: DrafterView, now_s: float) -> SendOrder:
-        if request.new.is_drawn_for:  # nodes of a drafter that is lost may be there: siblings are drawn by one drafter
+    def _order(self, request: Request, view: DrafterView, policy: Policy, now_s: float) -> SendOrder:
+        committed_len = request.committed_len
+        if request.is_drawn_for:  # nodes of a drafter that is lost may be there: siblings are drawn by one drafter
             request.tree.clear()
             view.places = Places()
         view.is_opening = view.told_len == 0
         if not view.is_opening:  # with it comes the prompt, which takes its own time
-            view.asked[request.committed_len] = now_s, 0
+            view.asked[committed_len] = now_s, 0
             if len(view.asked) > MAX_ASKED:
                 del view.asked[next(iter(view.asked))]
-        policy = self._policy_of(request)
         order = SendOrder(
             worker=view.worker,
             drafter=view.drafter,
             request=request.number,
             epoch=view.epoch,
-            committed_len=request.committed_len,
+            committed_len=committed_len,
             opening=request.new.opening if view.is_opening else None,
             tokens_start=view.told_len,
             tokens=request.tokens[view.told_len :],
-            max_nodes=request.new.max_nodes * (1 if request.new.is_drawn_for else self._run_ahead),
+            max_nodes=request.new.max_nodes * (1 if request.is_drawn_for else self._run_ahead),
             min_survival=0.0 if self.is_starved(view.health, policy) else policy.min_survival,
         )
         view.health.num_orders += 1
         view.num_reports, view.began_empty = 0, not len(request.tree)
-        view.told_len = view.ordered_len = request.committed_len
+        view.told_len = view.ordered_len = committed_len
         view.ordered_s, view.is_silent = now_s, True
         self._unanswered[view] = None
         self._unanswered.move_to_end(view)
@@ -254,9 +259,11 @@ class Drafting:
         self._unanswered.pop(view, None)
         view.epoch, view.told_len, view.ordered_len, view.is_silent = next(self._epochs), 0, None, False
         view.places, view.asked = Places(), {}
-        return [] if view.is_opening else [self._order(request, view, now_s)]
+        return [] if view.is_opening else [self._order(request, view, self._policy_of(request), now_s)]
 
-    def _note_answer(self, request: Request, view: DrafterView, is_done: bool, now_s: float) -> list[SendOrder]:
+    def _note_answer(
+        self, request: Request, view: DrafterView, policy: Policy, is_done: bool, now_s: float
+    ) -> list[SendOrder]:
         """Something has come for the newest order. A drafter that kept nobody waiting is not late any more."""
         if view.is_silent:
             view.health.num_answers += 1
@@ -265,42 +272,57 @@ class Drafting:
                 view.health.is_late = False
         view.is_silent = False
         self._unanswered.pop(view, None)
-        if view.ordered_len == request.committed_len:
-            self._policy_of(request).note_growth(request, view, now_s)
-        view.num_reports += 1
         is_outdated = view.ordered_len != request.committed_len
+        if not is_outdated:
+            policy.note_growth(request, view, now_s)
+        view.num_reports += 1
         if is_done:
             view.ordered_len = None
-        return [self._order(request, view, now_s)] if is_outdated and self._policy_of(request).drafts_pay else []
+        return [self._order(request, view, policy, now_s)] if is_outdated and policy.drafts_pay else []
 
     def _add_nodes(self, request: Request, view: DrafterView, grown: Growth, vocab_size: int) -> None:
         """Merge nodes into the tree. Dropped: those whose place is gone, or unknown; those outside the vocabulary, or
         with a law that they can't have been drawn from; and whatever would make the tree too large.
         """
-        is_drawn_for, guesses, source = request.new.is_drawn_for, request.new.guesses, view.drafter
+        is_drawn_for, guesses, source = request.is_drawn_for, request.guesses, view.drafter
         laws = grown.laws if grown.laws and is_drawn_for else [None] * len(grown.tokens)
-        tree, places, committed_len = request.tree, view.places, request.committed_len
+        tree, places, committed, last = request.tree, view.places, request.committed_nodes, request.committed_len - 1
         room = min(MAX_TREE_NODES - len(tree), 2 * MAX_TREE_NODES - len(places))
         num_added = 0
+        newest: Node | None = None  # the number before: most nodes are its children
+        votes, chance = None, 0.0  # of the node before: most have the same
         entries = zip(grown.tokens, grown.parents, grown.scores, laws, strict=True)
         for number, (token, parent_number, score, law) in enumerate(entries, grown.first_node):
-            parent = places.find(parent_number, tree) if parent_number else grown.committed_len - 1
+            parent: Node | int | None
+            if not parent_number:
+                parent = grown.committed_len - 1
+            elif newest is not None and parent_number == number - 1:
+                parent = newest
+            else:
+                parent = places.find(parent_number, tree, committed)
+            newest = None
             if parent is None or not 0 <= token < vocab_size or room <= 0:
                 continue
-            if isinstance(parent, int) and parent + 1 < committed_len:
+            if isinstance(parent, Node):
+                above = parent
+            elif parent == last:
+                above = None
+            else:
                 if request.tokens[parent + 1] == token:
                     places.put(number, parent + 1)
                     room -= 1
                 continue
-            above = parent if isinstance(parent, Node) else None
             if is_drawn_for and not _can_be_drawn(token, law, tree.children(above), vocab_size):
                 continue
-            node = tree.add(above, token, source, score, law)
-            node.chance = self.survival.chance(node.votes, guesses)
+            newest = node = tree.add(above, token, source, score, law)
+            if node.votes is not votes:
+                votes = node.votes
+                chance = self.survival.chance(votes, guesses)
+            node.chance = chance
             places.put(number, node)
             room -= 1
             num_added += 1
-        request.stats.drafters.setdefault(source, DrafterCount()).num_drafted_nodes += num_added
+        request.stats.of_drafter(source).num_drafted_nodes += num_added
         view.health.num_dropped_nodes += len(grown.tokens) - num_added
 
 

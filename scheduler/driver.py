@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from typing import NoReturn, TypeVar
 
 from outrider.errors import OutriderError, Overloaded, ServerUnavailable
 from outrider.tls import CellChannels
-from outrider.types import TokenLogprobs, TokenSource
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.target_pb2 import TargetDescription
 from scheduler.answer_times import AnswerTimes, Pace
@@ -38,6 +36,7 @@ from scheduler.events import (
     Tick,
 )
 from scheduler.links import DrafterLink, Link, Refused, TargetLink
+from scheduler.mailbox import Mailbox, Turns
 from scheduler.served_model import ServedModel, difference
 from scheduler.tokenizer import Tokenizer
 
@@ -46,36 +45,6 @@ log = logging.getLogger(__name__)
 AnyLink = TypeVar("AnyLink", TargetLink, DrafterLink)
 
 FIRST_GUESS_OF_A_REQUEST_S = 2.0
-
-
-@dataclass(slots=True)
-class Mailbox:
-    """What the core has for one request's stream. Bounded by the request's own max_tokens."""
-
-    tokens: list[int] = field(default_factory=list)
-    sources: list[TokenSource] = field(default_factory=list)
-    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
-    finish: Finish | None = None
-    pace: Pace = field(default_factory=Pace)
-    _is_filled: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def put(self, command: Emit | Finish) -> None:
-        if isinstance(command, Finish):
-            self.finish = command
-        else:
-            self.tokens.extend(command.tokens)
-            self.sources.extend(command.sources)
-            self.logprobs.extend(command.logprobs)
-        self._is_filled.set()
-
-    async def take(self) -> tuple[list[int], list[TokenSource], list[TokenLogprobs | None], Finish | None]:
-        """All that has come since the last call; waits until something has. The core bounds the wait:
-        a request that is lost, or past its deadline, finishes with an error."""
-        await self._is_filled.wait()
-        self._is_filled.clear()
-        taken = self.tokens, self.sources, self.logprobs, self.finish
-        self.tokens, self.sources, self.logprobs = [], [], []
-        return taken
 
 
 class Driver:
@@ -89,6 +58,7 @@ class Driver:
         self.drafter_names: set[str] = set()  # all that ever were here: one that restarts is no unknown name
         self._max_queued_requests = max_queued_requests
         self._mailboxes: dict[int, Mailbox] = {}
+        self._turns = Turns()
         self._numbers = count(1)
         self._target_links: dict[str, tuple[TargetLink, asyncio.Task[None]]] = {}
         self._drafter_links: dict[str, tuple[DrafterLink, asyncio.Task[None]]] = {}
@@ -156,16 +126,17 @@ class Driver:
             if mailbox.finish is None:
                 self.times.note_failure(error)
             self.post(Cancelled(number))
-            mailbox.put(Finish(number, None, None, error, RequestStats(self.now_s)))
+            self._put(mailbox, Finish(number, None, None, error, RequestStats(self.now_s)))
 
     # ── events and commands ─────────────────────────────────────────────────────────────────────────
 
     def post(self, event: Event) -> None:
         if isinstance(event, DrafterUp):
             self.drafter_names.update(event.drafters)
+        now_s = self.now_s
         try:
-            for command in self.core.handle(event, self.now_s):
-                self._carry_out(command)
+            for command in self.core.handle(event, now_s):
+                self._carry_out(command, now_s)
             for address, is_left in self._leaving.items():
                 if not self.core.num_requests_on(address):
                     is_left.set()
@@ -175,31 +146,35 @@ class Driver:
             self._fail(err)
             raise
 
-    def _carry_out(self, command: Command) -> None:
+    def _carry_out(self, command: Command, now_s: float) -> None:
         match command:
-            case SendPass() | ReleaseTarget():
-                if command.target in self._target_links:
-                    self._target_links[command.target][0].send(command)
+            case Emit() | Finish():
+                self._deliver(command, now_s)
             case SendOrder() | ReleaseDrafter():
                 if command.worker in self._drafter_links:
                     self._drafter_links[command.worker][0].send(command)
+            case SendPass() | ReleaseTarget():
+                if command.target in self._target_links:
+                    self._target_links[command.target][0].send(command)
             case ResetTarget(reason, target):
                 if target in self._target_links:
                     self._target_links[target][0].reset(reason)
-            case Emit() | Finish():
-                self._deliver(command)
 
-    def _deliver(self, command: Emit | Finish) -> None:
+    def _deliver(self, command: Emit | Finish, now_s: float) -> None:
         mailbox = self._mailboxes.get(command.request)
         if isinstance(command, Finish):
             self.times.note_finish(command)
             if command.stats.started_s is not None:
-                ran_s = (command.stats.finished_s or self.now_s) - command.stats.started_s
+                ran_s = (command.stats.finished_s or now_s) - command.stats.started_s
                 self._request_s += 0.1 * (ran_s - self._request_s)
         elif mailbox is not None:
-            mailbox.pace.note(len(command.tokens), self.now_s, self.times)
+            mailbox.pace.note(len(command.tokens), now_s, self.times)
         if mailbox is not None:
-            mailbox.put(command)
+            self._put(mailbox, command)
+
+    def _put(self, mailbox: Mailbox, command: Emit | Finish) -> None:
+        mailbox.put(command)
+        self._turns.line_up(mailbox)
 
     def _set_timer(self) -> None:
         wakeup_s = self.core.next_wakeup_s()

@@ -1,6 +1,7 @@
 """What the core is told (events) and what it wants done (commands): its whole contact with the world.
 
-Plain values. The service and the links translate between these and gRPC.
+Plain values. The service and the links translate between these and gRPC. Nobody changes them; those that come by the
+row are not frozen all the same, since a frozen one takes three times as long to make.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class TargetFacts:
     pass_costs: Sequence[PassCost] = ()  # empty: not measured
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RowOutcome:
     """A target's answer for one row. `tokens`: those accepted along the walk, then the next token."""
 
@@ -173,7 +174,7 @@ class DrafterDown:
     worker: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Growth:
     """Nodes for a request's tree; the lists have one length.
 
@@ -225,7 +226,7 @@ Event = (
 # ── commands ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PlannedRow:
     request: int
     epoch: int
@@ -261,7 +262,7 @@ class ReleaseTarget:
     target: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SendOrder:
     worker: str
     drafter: str
@@ -283,7 +284,7 @@ class ReleaseDrafter:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Emit:
     """Tokens that are committed for good, with who proposed them."""
 
@@ -322,6 +323,12 @@ class RequestStats:
     hit_depth: int = 0  # how deep the tree was then, summed up over the hits
     num_preemptions: int = 0
     drafters: dict[str, DrafterCount] = field(default_factory=dict)
+
+    def of_drafter(self, name: str) -> DrafterCount:
+        count = self.drafters.get(name)
+        if count is None:
+            count = self.drafters[name] = DrafterCount()
+        return count
 
 
 @dataclass(frozen=True, slots=True)

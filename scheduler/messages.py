@@ -9,7 +9,7 @@ from outrider.errors import InvalidRequest
 from outrider.packing import pack_i32, unpack_f32, unpack_i32
 from outrider.types import TokenLogprobs
 from outrider.v1 import target_pb2
-from outrider.v1.worker_pb2 import RequestRef, TokenSpan
+from outrider.v1.worker_pb2 import RequestRef
 from scheduler.events import (
     PassDone,
     PlannedRow,
@@ -30,9 +30,11 @@ _STATUS: dict[int, RowStatus] = {
 
 
 def pass_message(command: SendPass) -> target_pb2.TargetCommand:
-    rows = [_row(row) for row in command.rows]
     message = target_pb2.TargetCommand()
-    getattr(message, "pass").CopyFrom(target_pb2.Pass(pass_id=command.pass_id, rows=rows))  # a keyword of Python
+    asked = getattr(message, "pass")  # a keyword of Python
+    asked.pass_id = command.pass_id
+    for row in command.rows:
+        _fill(asked.rows.add(), row)
     return message
 
 
@@ -52,17 +54,19 @@ def pass_done_of(target: str, result: target_pb2.PassResult) -> PassDone:
     )
 
 
-def _row(row: PlannedRow) -> target_pb2.Row:
-    return target_pb2.Row(
-        ref=RequestRef(request=row.request, epoch=row.epoch),
-        committed_len=row.committed_len,
-        open=row.opening,
-        tokens=TokenSpan(start=row.tokens_start, ids=pack_i32(row.tokens)),
-        node_tokens=pack_i32(row.node_tokens),
-        node_parents=pack_i32(row.node_parents),
-        laws=pack_laws(row.laws),
-        is_ahead=row.is_ahead,
-    )
+def _fill(message: target_pb2.Row, row: PlannedRow) -> None:
+    """In place: a message that is put into another one is copied."""
+    message.ref.request, message.ref.epoch = row.request, row.epoch
+    message.committed_len = row.committed_len
+    if row.opening is not None:
+        message.open.CopyFrom(row.opening)
+    message.tokens.start, message.tokens.ids = row.tokens_start, pack_i32(row.tokens)
+    if row.node_tokens:
+        message.node_tokens, message.node_parents = pack_i32(row.node_tokens), pack_i32(row.node_parents)
+    laws = pack_laws(row.laws)
+    if laws is not None:
+        message.laws.CopyFrom(laws)
+    message.is_ahead = row.is_ahead
 
 
 def _seconds(milliseconds: float) -> float:

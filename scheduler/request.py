@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from outrider.tree import DraftTree, Node
 from outrider.types import FinishReason, TokenSource
-from scheduler.events import DrafterCount, NewRequest, RequestStats
-from scheduler.places import Places
+from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_TYPICAL
+from scheduler.events import NewRequest, RequestStats
+from scheduler.places import MAX_OVERTAKEN, Places
 from scheduler.service_class import SHARE
 
 _MEMORY = 1 / 64  # of a verdict among those before it
@@ -70,7 +71,7 @@ class DrafterView:
     places: Places = field(default_factory=Places)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SentRow:
     """A request's row in a pass that has not been answered."""
 
@@ -81,7 +82,7 @@ class SentRow:
     is_ahead: bool  # of the verdict on the row before
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidates:
     """Nodes that may go into a pass, the likeliest first, parents before children."""
 
@@ -91,9 +92,10 @@ class Candidates:
 
 
 NO_CANDIDATES = Candidates((), np.empty(0), np.empty(0))
+_ONES = np.ones(64)  # shares of nodes that are computed for sure; few rows have more
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Commit:
     """What a walk added to a request."""
 
@@ -108,8 +110,12 @@ class Request:
 
     def __init__(self, new: NewRequest, now_s: float) -> None:
         self.new = new
+        self.is_drawn_for, self.guesses = new.is_drawn_for, new.guesses
+        self.wants_logprobs = new.opening.sampling.HasField("logprobs")
+        self.is_lossy = new.opening.acceptance_rule == ACCEPTANCE_RULE_TYPICAL
         self.tokens = [*new.prompt, *new.resumed]
         self.tree = DraftTree()
+        self.committed_nodes: dict[int, int] = {}  # places in the tokens, by the numbers of the newest ones
         self.target = TargetView()
         self.drafters: dict[str, DrafterView] = {}  # by the drafter's name
         self.assigned = 0  # the drafting's generation in which it got them
@@ -172,14 +178,18 @@ class Request:
         drawn keep their order, whatever their tokens are: anything else would bend the law of the answer.
         """
         if self._candidates is None or self._candidates[0] != self.tree.version:
-            nodes = list(self.tree) if self.new.is_drawn_for else self.tree.ranked()
-            last_depth = self._last_depth
-            nodes = [node for node in nodes if node.depth <= last_depth][: self.new.max_nodes]
-            survivals = np.array([node.survival for node in nodes], dtype=np.float64)
-            if self.new.is_drawn_for:
-                survivals = np.minimum.accumulate(survivals)
-            self._candidates = self.tree.version, Candidates(nodes, survivals, np.ones(len(nodes)))
+            self._candidates = self.tree.version, self._find_candidates() if len(self.tree) else NO_CANDIDATES
         return self._candidates[1]
+
+    def _find_candidates(self) -> Candidates:
+        nodes = list(self.tree) if self.is_drawn_for else self.tree.ranked()
+        if self.tree.depth > self._last_depth:
+            nodes = [node for node in nodes if node.depth <= self._last_depth]
+        nodes = nodes[: self.new.max_nodes]
+        survivals = np.array([node.survival for node in nodes], dtype=np.float64)
+        if self.is_drawn_for:
+            survivals = np.minimum.accumulate(survivals)
+        return Candidates(nodes, survivals, _ONES[: len(nodes)] if len(nodes) <= len(_ONES) else np.ones(len(nodes)))
 
     def candidates_ahead(self) -> Candidates:
         """Of a row that is ahead of the verdict on the one that was sent.
@@ -188,20 +198,26 @@ class Request:
         of what was sent, what lies below it is left: so often those nodes are computed, and the likeliest of them
         are those that are chosen most often when they are.
         """
-        if self.new.is_drawn_for or not self.sent[-1].most_chosen:
+        if self.is_drawn_for or not self.sent[-1].most_chosen:
             return NO_CANDIDATES
         sent, last_depth = set(self.sent[-1].nodes), self._last_depth
-        roots: dict[Node, float] = {}  # of a node outside of what was sent: the survival of the first one on its path
+        if len(sent) == len(self.tree):
+            return NO_CANDIDATES
+        roots: dict[
+            Node | None, float
+        ] = {}  # of a node outside of what was sent: the survival of the first one on its path
         below: list[tuple[float, Node]] = []  # with how often it is chosen when its root is
         for node in self.tree.nodes:
             if node in sent or node.depth > last_depth:
                 continue
-            root = roots.get(node.parent) if node.parent is not None else None
+            root = roots.get(node.parent)
             if root is None:
                 roots[node] = node.survival
             else:
                 roots[node] = root
                 below.append((node.survival / root, node))
+        if not below:
+            return NO_CANDIDATES
         below.sort(key=itemgetter(0), reverse=True)  # stable, reversed or not: parents stay before children
         nodes = [node for _, node in below[: self.new.max_nodes]]
         survivals = np.array([node.survival for node in nodes], dtype=np.float64)
@@ -218,10 +234,10 @@ class Request:
 
     def take_sent(self, pass_id: int) -> SentRow | None:
         """The row in this pass, which has been answered."""
-        row = next((row for row in self.sent if row.pass_id == pass_id), None)
-        if row is not None:
-            self.sent.remove(row)
-        return row
+        for place, row in enumerate(self.sent):
+            if row.pass_id == pass_id:
+                return self.sent.pop(place)
+        return None
 
     def commit(self, walked: Sequence[int], nodes: Sequence[Node]) -> Commit:
         """Append a walk's tokens, the accepted ones and then the target's own, up to the request's end.
@@ -233,40 +249,43 @@ class Request:
         reason: FinishReason | None = None
         end_token_id: int | None = None
         room = self.new.max_tokens - self.num_completion_tokens
+        end_token_ids, stop_token_ids = self.new.end_token_ids, self.new.stop_token_ids
         for token in walked:
             kept.append(token)
-            if token in self.new.end_token_ids or token in self.new.stop_token_ids:
-                reason = "end" if token in self.new.end_token_ids else "stop"
+            if token in end_token_ids or token in stop_token_ids:
+                reason = "end" if token in end_token_ids else "stop"
                 end_token_id = token
                 break
             if len(kept) == room:
                 reason = "length"
                 break
         num_accepted = min(len(kept), len(walked) - 1)
-        self.stats.num_generated_tokens += len(kept)
-        self._count(kept[:num_accepted], len(nodes))
-        self._move_root(kept)
+        path = self.tree.along(kept)
+        self._count(len(kept), num_accepted, path, len(nodes))
+        self._move_root(kept, path)
         self.tokens.extend(kept)
         self.sent = [self._left_of(row) for row in self.sent]
-        sources: list[TokenSource] = ["draft" if i < num_accepted else "target" for i in range(len(kept))]
+        sources: list[TokenSource] = ["draft"] * num_accepted
+        sources += ["target"] * (len(kept) - num_accepted)
         return Commit(kept, sources, reason, end_token_id)
 
-    def _move_root(self, committed: Sequence[int]) -> None:
-        """What was drawn is used up: the verdict depended on it, also on what it did not come to."""
-        if self.new.is_drawn_for:
+    def _move_root(self, committed: Sequence[int], path: Sequence[Node]) -> None:
+        """`path`: the nodes along the committed tokens, as far as they are there.
+
+        What was drawn is used up: the verdict depended on it, also on what it did not come to.
+        """
+        if self.is_drawn_for:
             self.tree.clear()
             for view in self.drafters.values():
                 view.places = Places()
             return
-        node: Node | None = None
-        for place, token in enumerate(committed, self.committed_len):
-            node = self.tree.children(node).get(token)
-            if node is None:
-                break
-            node.committed_at = place
+        for place, node in enumerate(path, self.committed_len):
+            self.committed_nodes[node.number] = place
+        while len(self.committed_nodes) > MAX_OVERTAKEN:
+            del self.committed_nodes[next(iter(self.committed_nodes))]
         self.tree.advance(committed)
         for view in self.drafters.values():
-            view.places.forget(self.tree, self.committed_len + len(committed))
+            view.places.forget(self.tree, self.committed_nodes, self.committed_len + len(committed))
         if len(self.tree):
             self.stats.num_hits += 1
             self.stats.hit_depth += self.tree.depth
@@ -277,14 +296,16 @@ class Request:
         self.stats.num_drafted_nodes += len(left)
         return replace(row, nodes=left, known_len=self.committed_len)
 
-    def _count(self, accepted: Sequence[int], num_nodes: int) -> None:
-        self.stats.num_passes += 1
-        self.stats.num_drafts += num_nodes > 0
-        self.stats.num_verified_nodes += num_nodes
-        self.stats.num_accepted_tokens += len(accepted)
-        if accepted:
-            self.stats.num_accepted[len(accepted)] += 1
-        for depth in range(1, len(accepted) + 1):
-            node = self.tree.find(accepted[:depth])
-            for source in node.votes if node is not None else ():
-                self.stats.drafters.setdefault(source, DrafterCount()).num_accepted_tokens += 1
+    def _count(self, num_tokens: int, num_accepted: int, path: Sequence[Node], num_nodes: int) -> None:
+        stats = self.stats
+        stats.num_generated_tokens += num_tokens
+        stats.num_passes += 1
+        stats.num_drafts += num_nodes > 0
+        stats.num_verified_nodes += num_nodes
+        if not num_accepted:
+            return
+        stats.num_accepted_tokens += num_accepted
+        stats.num_accepted[num_accepted] += 1
+        for node in path[:num_accepted]:
+            for source in node.votes:
+                stats.of_drafter(source).num_accepted_tokens += 1

@@ -26,14 +26,14 @@ class SentTokens:
 
     def add(self, tokens: Sequence[Token]) -> pb.GenerateResponse:
         self.num_tokens += len(tokens)
-        self.num_accepted += sum(token.source == "draft" for token in tokens)
-        message = pb.Tokens(
-            ids=[token.id for token in tokens],
-            texts=[token.text for token in tokens],
-            sources=[_SOURCES[token.source] for token in tokens],
-            logprobs=[_logprobs(token.logprobs) for token in tokens if token.logprobs is not None],
-        )
-        return pb.GenerateResponse(index=self.index, tokens=message)
+        self.num_accepted += sum([token.source == "draft" for token in tokens])
+        response = pb.GenerateResponse(index=self.index)
+        message = response.tokens  # filled in place: a message that is put into another one is copied
+        message.ids.extend([token.id for token in tokens])
+        message.texts.extend([token.text for token in tokens])
+        message.sources.extend([_SOURCES[token.source] for token in tokens])
+        message.logprobs.extend([_logprobs(token.logprobs) for token in tokens if token.logprobs is not None])
+        return response
 
 
 def _logprobs(entry: TokenLogprobs) -> pb.TokenLogprobs:

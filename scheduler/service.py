@@ -23,9 +23,10 @@ from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
 from scheduler.calls import Calls
 from scheduler.constraints import grammar_of
-from scheduler.driver import Driver, Mailbox
+from scheduler.driver import Driver
 from scheduler.events import Finish, NewRequest, Stopped
 from scheduler.information import ServiceLimits, model_info, server_info
+from scheduler.mailbox import Mailbox
 from scheduler.malformed import Malformed, parser
 from scheduler.merge import merged
 from scheduler.opening import opening_of
@@ -219,6 +220,7 @@ class InferenceService:
             return self._driver.submit(answer.new)
         mailbox = Mailbox()
         mailbox.put(answer.end)
+        mailbox.wake()
         return mailbox
 
     async def _stream(self, answer: _Answer, mailbox: Mailbox) -> AsyncGenerator[pb.GenerateResponse, None]:

@@ -7,7 +7,7 @@ or not: the choice there is known.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from outrider.calibration import Calibration, by_chance, by_score
@@ -26,21 +26,20 @@ class Survival:
         self._drafters: defaultdict[tuple[str, Guesses], Calibration] = defaultdict(by_score)
         self._merged: defaultdict[Guesses, Calibration] = defaultdict(by_chance)
 
-    def chance(self, votes: dict[str, Vote], guesses: Guesses) -> float:
+    def chance(self, votes: Mapping[str, Vote], guesses: Guesses) -> float:
         """That a node with these votes is the choice, if its parent is reached."""
-        alone = self._alone(votes, guesses)
-        return alone if len(votes) == 1 else self._merged[guesses].chance(0, alone)
+        if len(votes) == 1:
+            [(name, vote)] = votes.items()
+            return self._drafters[name, guesses].chance(vote.rank, _score(vote, guesses))
+        return self._merged[guesses].chance(0, self._alone(votes, guesses))
 
     def learn(self, tree: DraftTree, tokens: Sequence[int], guesses: Guesses) -> None:
         """The target chose these tokens below the tree's root."""
         for node, is_accepted in tree.judged(tokens):
             self._learn(node, guesses, is_accepted=is_accepted)
 
-    def _alone(self, votes: dict[str, Vote], guesses: Guesses) -> float:
+    def _alone(self, votes: Mapping[str, Vote], guesses: Guesses) -> float:
         """As if the drafters guessed independently of each other: which they don't, and that is learned as well."""
-        if len(votes) == 1:
-            [(name, vote)] = votes.items()
-            return self._drafters[name, guesses].chance(vote.rank, _score(vote, guesses))
         return 1 - prod(
             1 - self._drafters[name, guesses].chance(vote.rank, _score(vote, guesses)) for name, vote in votes.items()
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from scheduler.events import PassDone, SendPass, TargetFacts
+from scheduler.events import PassDone, PlannedRow, SendPass, TargetFacts
 from scheduler.policy.policy import PassInFlight, PassReport, Plan, Policy
 from scheduler.preemption import Capacity
 from scheduler.prefixes import Prefixes
@@ -115,7 +115,11 @@ class TargetGroup:
         return [request for request in rows if request is not None and request.may_go_ahead]
 
     def _pass_of(self, plan: Plan, pass_id: int, now_s: float) -> SendPass:
-        rows = [row.planned() for row in plan.rows]
+        rows: list[PlannedRow] = []
+        for row in plan.rows:
+            nodes = row.nodes
+            rows.append(row.planned(nodes))
+            row.request.note_sent(row.sent(pass_id, nodes))
         sent = PassInFlight(
             pass_id=pass_id,
             requests=[row.request for row in rows],
@@ -127,8 +131,6 @@ class TargetGroup:
             free_since_s=None if self.in_flight else self._answered_s,
             expected=plan.expected,
         )
-        for row in plan.rows:
-            row.request.note_sent(row.sent(pass_id))
         self.in_flight.append(sent)
         return SendPass(pass_id, rows, self.address)
 

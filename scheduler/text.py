@@ -62,14 +62,21 @@ class TextStream:
     ) -> Piece:
         """Add tokens; returns those that are now final. After a matched stop nothing may be pushed."""
         piece = self._push(ids, sources, logprobs)
-        return replace(piece, tokens=self._without_known(piece.tokens))
+        return Piece(self._without_known(piece.tokens), piece.matched_stop) if self._num_known else piece
 
     def _push(
         self, ids: Sequence[int], sources: Sequence[TokenSource], logprobs: Sequence[TokenLogprobs | None]
     ) -> Piece:
+        told = zip(ids, sources, logprobs, strict=True)
+        tokens = (
+            Token(token_id, self._decode(token_id), source, its_logprobs) for token_id, source, its_logprobs in told
+        )
+        if not self._stop:
+            self._held += tokens
+            return Piece(self._release())
         final: list[Token] = []
-        for token_id, source, its_logprobs in zip(ids, sources, logprobs, strict=True):
-            self._held.append(Token(token_id, self._decode(token_id), source, its_logprobs))
+        for token in tokens:
+            self._held.append(token)
             self._num_tokens += 1
             matched = self._match() if self._num_tokens >= self._min_tokens else ""
             if matched:
@@ -101,8 +108,6 @@ class TextStream:
 
     def _match(self) -> str:
         """If a stop string is complete, cut the held texts there and return it."""
-        if not self._stop:
-            return ""
         text = "".join(token.text for token in self._held)
         found = min(((text.find(stop), stop) for stop in self._stop if stop in text), default=None)
         if found is None:
@@ -119,15 +124,18 @@ class TextStream:
         self._held = cut
 
     def _release(self) -> list[Token]:
-        """Take out the tokens whose text can't belong to a stop string any more.
+        """Take out the tokens whose text can't belong to a stop string any more: all of them where there is none.
 
         Tokens inside an unfinished character are held as well, so that flush can complete the last one.
         """
+        num_whole = len(self._held) - (1 if self._unfinished else 0)
+        if not self._stop:
+            final, self._held = self._held[:num_whole], self._held[num_whole:]
+            return final
         text = "".join(token.text for token in self._held)
         num_final = len(text) - self._longest_beginning(text)
-        final: list[Token] = []
+        final = []
         end = 0
-        num_whole = len(self._held) - (1 if self._unfinished else 0)
         for token in self._held[:num_whole]:
             end += len(token.text)
             if end > num_final:

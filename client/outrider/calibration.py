@@ -28,26 +28,37 @@ class Calibration:
         self._prior = prior
         self._counts: dict[tuple[int, int], tuple[float, float]] = {}  # (rank, bin) -> (verdicts, accepted)
         self._known: dict[tuple[int, float], tuple[tuple[int, int], float]] = {}  # (rank, score) -> bin, prior
+        self._chances: dict[tuple[int, float], float] = {}  # (rank, score) -> chance, since the last verdict
 
     def chance(self, rank: int, score: float) -> float:
         """That the node is the choice, if its parent is reached."""
-        known = self._known.get((rank, score))
-        if known is None:
-            known = self._key(rank, score), self._prior(rank, score)
-            if len(self._known) < _MAX_KNOWN:
-                self._known[rank, score] = known
-        num, accepted = self._counts.get(known[0], (0.0, 0.0))
-        return (accepted + _PRIOR_WEIGHT * known[1]) / (num + _PRIOR_WEIGHT)
+        chance = self._chances.get((rank, score))
+        if chance is None:
+            chance = self._chance(rank, score)
+            if len(self._chances) < _MAX_KNOWN:
+                self._chances[rank, score] = chance
+        return chance
+
+    def _chance(self, rank: int, score: float) -> float:
+        key, prior = self._key_and_prior(rank, score)
+        num, accepted = self._counts.get(key, (0.0, 0.0))
+        return (accepted + _PRIOR_WEIGHT * prior) / (num + _PRIOR_WEIGHT)
 
     def learn(self, rank: int, score: float, *, is_accepted: bool) -> None:
         """A verdict on a node whose parent was reached."""
-        key = self._key(rank, score)
+        self._chances.clear()
+        key, _ = self._key_and_prior(rank, score)
         num, accepted = self._counts.get(key, (0.0, 0.0))
         fading = 1 - 1 / _MEMORY
         self._counts[key] = num * fading + 1, accepted * fading + is_accepted
 
-    def _key(self, rank: int, score: float) -> tuple[int, int]:
-        return min(rank, MAX_RANK), bisect(self._borders, score)
+    def _key_and_prior(self, rank: int, score: float) -> tuple[tuple[int, int], float]:
+        known = self._known.get((rank, score))
+        if known is None:
+            known = (min(rank, MAX_RANK), bisect(self._borders, score)), self._prior(rank, score)
+            if len(self._known) < _MAX_KNOWN:
+                self._known[rank, score] = known
+        return known
 
 
 def by_score() -> Calibration:

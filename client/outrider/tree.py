@@ -6,7 +6,8 @@ the target walks it. The root is the last committed token and is not itself a no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -35,16 +36,23 @@ class Vote(NamedTuple):
     score: float  # higher is likelier; what it is worth is learned (calibration.py)
 
 
+_NO_VOTES: Mapping[str, Vote] = {}
+
+
+@lru_cache(maxsize=4096)
+def _vote_of_one(source: str, rank: int, score: float) -> Mapping[str, Vote]:
+    """Shared by all nodes that were proposed like this: most are, and there are many."""
+    return {source: Vote(rank, score)}
+
+
 class Node:
     """One proposed token. Compared and kept by identity; its path is its meaning."""
 
     __slots__ = (
         "_chance",
         "children",
-        "committed_at",
         "depth",
         "law",
-        "moves",
         "number",
         "parent",
         "survival",
@@ -52,17 +60,15 @@ class Node:
         "votes",
     )
 
-    def __init__(self, number: int, token: int, parent: Node | None, moves: int, law: DraftLaw | None) -> None:
+    def __init__(self, number: int, token: int, parent: Node | None, law: DraftLaw | None) -> None:
         self.number = number  # in order of addition to its tree, from 1 on; never used again
         self.token = token
         self.parent = parent  # None: a child of the root
         self.depth: int = 1 if parent is None else parent.depth + 1  # tokens after the root: 1 for its children
-        self.votes: dict[str, Vote] = {}  # by the name of the drafter; the first one that proposed it comes first
+        self.votes: Mapping[str, Vote] = _NO_VOTES  # by the name of the drafter; the first one comes first
         self.law = law  # that it and its later siblings were drawn from, if it is the first of them
-        self.committed_at: int | None = None  # its place in the committed tokens, for whoever notes it
-        self.children: dict[int, Node] = {}  # by token
+        self.children: dict[int, Node] = {}  # by token; none of one that is in no tree any more
         self.survival: float = 1.0 if parent is None else parent.survival  # that the target's choices lead here
-        self.moves = moves  # of its tree's root, while it is in the tree
         self._chance = 1.0
 
     @property
@@ -91,9 +97,9 @@ class DraftTree:
 
     def __init__(self) -> None:
         self._children: dict[int, Node] = {}
-        self._nodes: list[Node] = []  # in the order of their numbers: parents before children
+        self._nodes: dict[int, Node] = {}  # by number, in their order: parents before children
         self._next_number = 1
-        self._moves = 0  # of the root
+        self._depth = 0  # of the deepest node; 0: there is none
         self.version = 0  # another one after every change but that of a chance
 
     def __len__(self) -> int:
@@ -117,12 +123,15 @@ class DraftTree:
         siblings = self._children if parent is None else parent.children
         node = siblings.get(token)
         if node is None:
-            node = siblings[token] = Node(self._next_number, token, parent, self._moves, law)
-            self._next_number += 1
-            self._nodes.append(node)
+            number = self._next_number
+            node = siblings[token] = self._nodes[number] = Node(number, token, parent, law)
+            self._next_number = number + 1
+            if node.depth > self._depth:
+                self._depth = node.depth
         if source not in node.votes:
             rank = sum(source in sibling.votes for sibling in siblings.values()) if len(siblings) > 1 else 0
-            node.votes[source] = Vote(rank, score)
+            alone = _vote_of_one(source, rank, score)
+            node.votes = {**node.votes, **alone} if node.votes else alone
         return node
 
     def children(self, parent: Node | None) -> Mapping[int, Node]:
@@ -132,36 +141,54 @@ class DraftTree:
     def find(self, path: Sequence[int]) -> Node | None:
         """The node at the end of `path`, tokens from the root's child on; None where it is not there."""
         node: Node | None = None
+        children = self._children
         for token in path:
-            node = (self._children if node is None else node.children).get(token)
+            node = children.get(token)
             if node is None:
                 return None
+            children = node.children
         return node
+
+    def along(self, path: Sequence[int]) -> list[Node]:
+        """The nodes on `path`, the root's child first, as far as they are there."""
+        nodes: list[Node] = []
+        children = self._children
+        for token in path:
+            node = children.get(token)
+            if node is None:
+                break
+            nodes.append(node)
+            children = node.children
+        return nodes
 
     def holds(self, node: Node) -> bool:
         """Whether a node that was added once is still in the tree."""
-        return node.moves == self._moves
+        return self._nodes.get(node.number) is node
+
+    def node(self, number: int) -> Node | None:
+        """The one with this number; None where it is not there any more."""
+        return self._nodes.get(number)
 
     @property
-    def nodes(self) -> Sequence[Node]:
+    def nodes(self) -> Collection[Node]:
         """All of them in the order of their numbers, parents before children."""
-        return self._nodes
+        return self._nodes.values()
 
     @property
     def depth(self) -> int:
         """Of the deepest node; 0: there is none."""
-        return max((node.depth for node in self._nodes), default=0)
+        return self._depth
 
     def judged(self, chosen: Sequence[int]) -> Iterator[tuple[Node, bool]]:
         """What a verdict says of the nodes: all children of the places that the chosen tokens lead to, and whether
         each was the choice there."""
-        here: Node | None = None
+        children = self._children
         for token in chosen:
-            children = self.children(here)
-            yield from ((child, child.token == token) for child in children.values())
+            for child in children.values():
+                yield child, child.token == token
             if token not in children:
                 return
-            here = children[token]
+            children = children[token].children
 
     def ranked(self) -> list[Node]:
         """All nodes, those of the highest survival first, and of equals those that came first.
@@ -169,33 +196,39 @@ class DraftTree:
         Survival never rises along a path, so the first ones, however many, are a connected part of the tree; parents
         come before children.
         """
-        return sorted(self._nodes, key=_survival, reverse=True)  # stable, reversed or not
+        return sorted(self._nodes.values(), key=_survival, reverse=True)  # stable, reversed or not
 
     def advance(self, committed: Sequence[int]) -> None:
         """Move the root along newly committed tokens. What lies beside them is pruned; what lies below lives on."""
         if not committed:
             return
         end = self.find(committed)
-        before, self._nodes = self._nodes, []
-        self._children = end.children if end is not None else {}
-        self._moves += 1
-        self.version += 1
         if end is None:
+            self.clear()
             return
-        for node in before:
+        left: dict[int, Node] = {}
+        depth = 0
+        self._children, end.children = end.children, {}
+        for number, node in self._nodes.items():
             above = node.parent
             if above is end:
-                node.parent, node.depth, node.survival = None, 1, node.chance
-            elif above is not None and above.moves == self._moves:
-                node.depth, node.survival = above.depth + 1, above.survival * node.chance
+                node.parent, node.depth, node.survival = None, 1, node._chance
+            elif above is not None and above.number in left:
+                node.depth, node.survival = above.depth + 1, above.survival * node._chance
             else:
+                node.children = {}
                 continue
-            node.moves = self._moves
-            self._nodes.append(node)
+            left[number] = node
+            if node.depth > depth:
+                depth = node.depth
+        self._nodes, self._depth = left, depth
+        self.version += 1
 
     def clear(self) -> None:
-        self._children, self._nodes = {}, []
-        self._moves += 1
+        # Without its children a node is in no cycle of references: it is gone with the last one who knows it.
+        for node in self._nodes.values():
+            node.children = {}
+        self._children, self._nodes, self._depth = {}, {}, 0
         self.version += 1
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from outrider.tree import Node, pack_nodes, with_ancestors
 from outrider.v1.inference_pb2 import ServiceClass
 from scheduler.events import PlannedRow, TargetFacts
-from scheduler.request import NO_CANDIDATES, Candidates, DrafterView, Request, SentRow
+from scheduler.request import NO_CANDIDATES, DrafterView, Request, SentRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +49,33 @@ class PassReport:
     was_wanted: bool  # requests ran there already when the pass before ended
 
 
-@dataclass(slots=True)
 class Base:
-    """A row without nodes: what it must carry in any case."""
+    """A row without nodes: what it must carry in any case. `start`: of its tokens, among the committed ones."""
 
-    request: Request
-    start: int  # of its tokens, among the committed ones
-    tokens: list[int]
-    num_tokens: int = field(init=False)  # a row whose tokens the target already knows still forwards its root
-    is_chunk: bool = field(init=False)  # a part of a prompt: nothing is chosen behind it
-    is_ahead: bool = field(init=False)  # of the verdict on the row that its request has already
-    candidates: Candidates = NO_CANDIDATES
-    num_nodes: int = 0  # of these, that go with it
-    gain: float = 0.0  # tokens that they should bring
-    num_expected_nodes: float = 0.0  # that should be computed: of a row that is ahead, those that a verdict leaves
+    __slots__ = (
+        "candidates",
+        "gain",
+        "is_ahead",
+        "is_chunk",
+        "num_expected_nodes",
+        "num_nodes",
+        "num_tokens",
+        "request",
+        "start",
+        "tokens",
+    )
 
-    def __post_init__(self) -> None:
-        num_tokens = len(self.tokens)
-        self.num_tokens = num_tokens or 1
-        self.is_chunk = self.start + num_tokens < len(self.request.tokens)
-        self.is_ahead = bool(self.request.sent)
+    def __init__(self, request: Request, start: int, tokens: list[int]) -> None:
+        num_tokens = len(tokens)
+        self.request, self.start, self.tokens = request, start, tokens
+        self.num_tokens = num_tokens or 1  # a row whose tokens the target already knows still forwards its root
+        self.is_chunk = start + num_tokens < len(request.tokens)  # a part of a prompt: nothing is chosen behind it
+        self.is_ahead = bool(request.sent)  # of the verdict on the row that its request has already
+        self.candidates = NO_CANDIDATES
+        self.num_nodes = 0  # of these, that go with it
+        self.gain = 0.0  # tokens that they should bring
+        # That should be computed: of a row that is ahead, those that a verdict leaves.
+        self.num_expected_nodes = 0.0
 
     def find_candidates(self) -> None:
         if not self.is_chunk:
@@ -86,8 +93,9 @@ class Base:
         """The same with so much of its tokens."""
         return Base(self.request, self.start, self.tokens[:num_tokens])
 
-    def planned(self) -> PlannedRow:
-        request, nodes = self.request, self._nodes()
+    def planned(self, nodes: Sequence[Node]) -> PlannedRow:
+        """With these nodes, parents first."""
+        request = self.request
         node_tokens, node_parents = pack_nodes(nodes)
         return PlannedRow(
             request=request.number,
@@ -98,16 +106,18 @@ class Base:
             tokens=self.tokens,
             node_tokens=node_tokens,
             node_parents=node_parents,
-            laws=[node.law for node in nodes] if request.new.is_drawn_for else (),
+            laws=[node.law for node in nodes] if request.is_drawn_for else (),
             is_ahead=self.is_ahead,
         )
 
-    def sent(self, pass_id: int) -> SentRow:
-        nodes, chosen_len = self._nodes(), 0 if self.is_chunk else 1
-        chosen_len += max((node.depth for node in nodes), default=0)
+    def sent(self, pass_id: int, nodes: Sequence[Node]) -> SentRow:
+        chosen_len = 0 if self.is_chunk else 1
+        if nodes:
+            chosen_len += max([node.depth for node in nodes])
         return SentRow(pass_id, nodes, self.start + len(self.tokens), chosen_len, self.is_ahead)
 
-    def _nodes(self) -> Sequence[Node]:
+    @property
+    def nodes(self) -> Sequence[Node]:
         """Parents first; of a row that is ahead, with the paths to them."""
         chosen = self.candidates.nodes[: self.num_nodes]
         return with_ancestors(chosen) if self.is_ahead else chosen
@@ -204,11 +214,11 @@ def bases(requests: Iterable[Request], max_pass_tokens: int) -> list[Base]:
     prompts: list[Request] = []
     room = max_pass_tokens
     for request in requests:
-        start = request.known_len
-        if request.committed_len - start > 1:
+        start, tokens = request.known_len, request.tokens
+        if len(tokens) - start > 1:
             prompts.append(request)
         elif room > 0:
-            rows.append(Base(request, start, request.tokens[start:]))
+            rows.append(Base(request, start, tokens[start:]))
             room -= 1
     for request in sorted(prompts, key=lambda request: request.urgency):
         if room <= 0:

@@ -182,8 +182,8 @@ class Price:
         """Gives each row its candidates, and the number of those that are worth their time."""
         for row in rows:
             row.find_candidates()
-        num_tokens = sum(row.num_tokens for row in rows)
-        num_choosing = sum(not row.is_chunk for row in rows)
+        num_tokens = sum([row.num_tokens for row in rows])
+        num_choosing = sum([not row.is_chunk for row in rows])
         min_price = self._decoding if num_tokens > num_choosing else 0.0
         chosen = select(
             [row.candidates.survivals for row in rows],
@@ -231,8 +231,8 @@ class Price:
         """Of rows under whose root nothing was there: what their drafts would have brought, verifying them paid for.
         `num_expected`: tokens that the pass commits."""
         after_s = lost = 0.0
-        views = (row.request.drafters.values() for row in rows if self.drafts_pay)
-        for began_empty in ([view for view in each if view.began_empty] for each in views):
+        for row in rows if self.drafts_pay else ():
+            began_empty = [view for view in row.request.drafters.values() if view.began_empty]
             if began_empty:
                 best = max(map(self._first_draft, began_empty))
                 lost, after_s = lost + best[0], after_s + best[0] * best[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations
 from math import exp
 
 import numpy as np
@@ -145,8 +145,16 @@ class PaceLearning:
         rows = max(num_rows, 1)
         where = min(rows.bit_length() - 1, _NUM_BINS - 1)
         self._num_reports += 1
-        terms = (1.0, float(num_nodes), float(num_nodes * rows), seconds)
-        new = [one * other for one, other in combinations_with_replacement(terms, 2)]
+        nodes, of_rows = float(num_nodes), float(num_nodes * rows)
+        new = [1.0, nodes, of_rows, seconds]
+        new += [
+            nodes * nodes,
+            nodes * of_rows,
+            nodes * seconds,
+            of_rows * of_rows,
+            of_rows * seconds,
+            seconds * seconds,
+        ]
         before = self._sums.get(where)
         if before is not None:
             fading = (1 - _MEMORY) * (1 - _SLOW_MEMORY) ** (self._num_reports - before[0])
