@@ -59,23 +59,33 @@ class Run:
 
 
 async def serve(client: AsyncClient, prompts: Sequence[str], size: int, concurrency: int) -> Run:
-    """All prompts, `concurrency` at a time, `size` tokens each."""
+    """All prompts, `concurrency` at a time, `size` tokens each; measured until the first place stays empty, since what
+    the last ones take by themselves is another load."""
     places = asyncio.Semaphore(concurrency)
     sampling = SamplingParams(max_tokens=size, temperature=0.0, ignore_eos=True)
+    num_tokens = num_ended = 0
+    has_empty_place = asyncio.Event()
 
-    async def ask(prompt: str) -> int:
+    async def ask(prompt: str) -> None:
+        nonlocal num_tokens, num_ended
         async with places:
             chat: list[Message] = [{"role": "user", "content": prompt}]
-            answer = await client.generate(chat, sampling=sampling).result()
-            return len(answer.token_ids)
+            async for _ in client.generate(chat, sampling=sampling):
+                num_tokens += 1
+        num_ended += 1
+        if num_ended > len(prompts) - concurrency:
+            has_empty_place.set()
 
     before, started, cpu_s = await client.server_info(), time.perf_counter(), time.process_time()
-    num_tokens = sum(await asyncio.gather(*map(ask, prompts)))
-    elapsed_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
-    after = await client.server_info()
+    async with asyncio.TaskGroup() as answers:
+        for prompt in prompts:
+            answers.create_task(ask(prompt))
+        await has_empty_place.wait()
+        elapsed_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
+        num_measured, after = num_tokens, await client.server_info()
     busy_s, bubble_s = after.busy_s - before.busy_s, after.bubble_s - before.bubble_s
     return Run(
-        tokens_per_s=num_tokens / elapsed_s,
+        tokens_per_s=num_measured / elapsed_s,
         bubble=bubble_s / (busy_s + bubble_s),
         idle_by_pass=bubble_s / busy_s,
         gap_ms=1000 * bubble_s / (after.num_passes - before.num_passes),
@@ -147,7 +157,7 @@ async def compare(
                 await link(server, client, *(relayed if rtt_ms else (target, drafters)), drafts=mode != "plain")
                 await serve(client, prompts[:4], WARM_UP_TOKENS, 2)  # what is learned of drafters and passes
             for concurrency in concurrencies:
-                asked = [prompts[i * 7 % len(prompts)] for i in range(2 * concurrency)]
+                asked = [prompts[i * 7 % len(prompts)] for i in range(3 * concurrency)]
                 runs: defaultdict[str, list[Run]] = defaultdict(list)
                 for number in range(rounds + 1):
                     for mode in MODES:

@@ -18,7 +18,8 @@ class Expected:
 
     num_tokens: int  # without nodes
     num_choosing: int
-    gain: float  # tokens that nodes should bring
+    num_nodes: float  # that should be computed: of a row that is ahead, its verdict may leave none
+    gain: float  # tokens that these should bring
     has_drafts: bool  # of some row, be they worth verifying or not
 
 
@@ -148,6 +149,7 @@ class Plan:
         return Expected(
             num_tokens=sum(row.num_tokens for row in self.rows),
             num_choosing=sum(not row.is_chunk for row in self.rows),
+            num_nodes=sum(row.num_expected_nodes for row in self.rows),
             gain=sum(row.gain for row in self.rows),
             has_drafts=any(len(row.request.tree) for row in self.rows),
         )

@@ -283,12 +283,14 @@ class Price:
     def _measured(self, sent: PassInFlight, expected: Expected, report: PassReport) -> Measured:
         token_s = self._time.at_best(report.num_running, sent.context_len) / report.num_running
         has_prompts = expected.num_tokens > expected.num_choosing
+        # Of prompts, what the target has in its prefix cache took no part.
+        num_alone = report.num_tokens - expected.num_nodes if report.num_tokens else expected.num_tokens
         return Measured(
             expected=expected,
             num_chosen=report.num_chosen,
             num_running=report.num_running,
             seconds=report.pass_s + (report.idle_s if report.was_wanted else 0.0),
-            alone_s=self._time.at_best(expected.num_tokens, sent.context_len)
+            alone_s=self._time.at_best(round(max(num_alone, expected.num_choosing)), sent.context_len)
             if has_prompts
             else expected.num_choosing * token_s,  # a part of the rows takes turns with the others
             token_s=token_s,

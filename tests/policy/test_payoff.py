@@ -6,8 +6,10 @@ from itertools import pairwise
 
 import pytest
 
+from scheduler.events import PassCost, TargetFacts
 from scheduler.policy.payoff import NOT_URGENT, NUM_TRIED, SETTLING, TRIED_AFTER, Measured, Payoff
-from scheduler.policy.policy import Expected
+from scheduler.policy.policy import Expected, PassInFlight, PassReport
+from scheduler.policy.price import Price
 
 TOKEN_S = 0.01  # of plain decoding, of one row
 
@@ -39,7 +41,7 @@ class Group:
         alone_s = TOKEN_S * self.num_rows
         seconds = self.pass_s * self.num_rows if is_asked else alone_s
         self.seconds += seconds
-        expected = Expected(self.num_rows, self.num_rows, gain, has_drafts=gain > 0)
+        expected = Expected(self.num_rows, self.num_rows, gain, gain, has_drafts=gain > 0)
         num_chosen = round(self.num_rows + self.truth * gain)
         self.payoff.note_pass(Measured(expected, num_chosen, self.num_rows, seconds, alone_s, TOKEN_S))
 
@@ -136,3 +138,29 @@ def test_a_load_at_a_border_is_on_one_side_of_it() -> None:
         for group.num_rows in (15, 16):
             group.run(1)
     assert not any(group.asked[-NUM_TRIED:]), "it would never settle"
+
+
+def test_a_prompt_that_the_target_had_already_is_no_time_that_plain_decoding_would_take() -> None:
+    """Four rows and a fifth whose prompt of 1,000 tokens is in the prefix cache: two tokens a row, in three times the
+    time of a plain pass."""
+    price, costs = Price(), [PassCost(1, 0, TOKEN_S), PassCost(4096, 0, 400 * TOKEN_S)]
+    price.note_target(
+        TargetFacts(vocab_size=97, block_size=16, num_kv_blocks=1000, max_pass_tokens=4096, pass_costs=costs)
+    )
+    for number in range(300):
+        is_drafting = price.drafts_pay
+        gain = 4.0 * is_drafting
+        sent = PassInFlight(
+            pass_id=number,
+            requests=range(5),
+            num_tokens=1004 + 4 * is_drafting,
+            context_len=0,
+            sent_s=0.0,
+            deadline_s=1.0,
+            expected_s=0.0,
+            free_since_s=None,
+            expected=Expected(1004, 4, gain, gain, has_drafts=is_drafting),
+        )
+        pass_s = 3 * TOKEN_S if is_drafting else TOKEN_S
+        price.note_pass(sent, PassReport(pass_s, 0.0, 5 + 4 * is_drafting, 4 + round(gain), 5, was_wanted=True), 0.0)
+    assert not price.drafts_pay
