@@ -29,13 +29,14 @@ from typing import Annotated
 
 import torch
 import typer
+from tokenizers import Tokenizer
 
 from benchmarks.measure import checkpoint_of, rounded, show
 from benchmarks.playing import Play, Tally
 from outrider.v1.inference_pb2 import SamplingParams
 from outrider.v1.worker_pb2 import OpenRequest
 from workers.choice.params import guess_params
-from workers.draft.drafter import Drafter, DrafterSpec, Resources, load_drafter
+from workers.draft.drafter import Drafter, DrafterSpec, Resources, TextDrafter, load_drafter
 from workers.draft.growing import Growing, Order
 from workers.engine.batch import Row
 from workers.engine.runner import Engine
@@ -66,6 +67,9 @@ def main(
     engine = Engine(checkpoint, dtype=dtype, kv_cache_bytes=1_500_000_000)
     specs = [DrafterSpec.parse(text) for text in drafter]
     loaded = {spec.name: load_drafter(spec, Resources(threads=threads, kv_cache_bytes=500_000_000)) for spec in specs}
+    for one in loaded.values():
+        if isinstance(one, TextDrafter):
+            one.take_tokenizer(Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")))
     encode = encoder(checkpoint)
     held_out = held_out_prompts()
     chosen = [held_out[i * len(held_out) // prompts] for i in range(min(prompts, len(held_out)))]
