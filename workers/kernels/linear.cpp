@@ -30,11 +30,6 @@ constexpr int kPanel = 2 * kLanes;
 constexpr int64_t kManyRows = 16;
 constexpr int kMaxRows = kLanes == 16 ? 12 : 6;  // of a tile: their sums fill the registers
 
-template <typename T>
-struct Type {
-  using type = T;
-};
-
 // One step: a row's inputs and a panel's weights, for the sums of the panel's first and second kLanes columns.
 struct FloatStep {
   using Weight = float;
@@ -263,9 +258,9 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& packed, const std::
         x, packed, num_rows, num_inputs,
         {static_cast<T*>(y.mutable_data_ptr()), num_outputs, data_or_null(scale), data_or_null(bias)});
   };
-  if (x.scalar_type() == at::kFloat) run_as(Type<float>{}, Type<FloatStep>{});
-  else if (packed.scalar_type() == at::kChar) run_as(Type<uint16_t>{}, Type<ByteStep>{});
-  else run_as(Type<uint16_t>{}, Type<HalfStep>{});
+  if (x.scalar_type() == at::kFloat) run_as(std::type_identity<float>{}, std::type_identity<FloatStep>{});
+  else if (packed.scalar_type() == at::kChar) run_as(std::type_identity<uint16_t>{}, std::type_identity<ByteStep>{});
+  else run_as(std::type_identity<uint16_t>{}, std::type_identity<HalfStep>{});
   return y;
 }
 
@@ -295,9 +290,9 @@ at::Tensor pack_weight(const at::Tensor& weight_) {
     return packed;
   };
   switch (weight.scalar_type()) {
-    case at::kFloat: return pack_as(Type<FloatStep>{});
-    case at::kChar: return pack_as(Type<ByteStep>{});
-    default: return pack_as(Type<HalfStep>{});
+    case at::kFloat: return pack_as(std::type_identity<FloatStep>{});
+    case at::kChar: return pack_as(std::type_identity<ByteStep>{});
+    default: return pack_as(std::type_identity<HalfStep>{});
   }
 }
 
