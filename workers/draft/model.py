@@ -26,9 +26,8 @@ from workers.draft.guessing import Guesser
 from workers.draft_vocab import load_draft_vocab
 from workers.engine.batch import Row
 from workers.engine.checkpoint import DEFAULT_CACHE_DIR, Checkpoint, prepare_checkpoint
-from workers.engine.device import INT8, resolve_device, set_num_threads
+from workers.engine.device import draft_dtype, resolve_device, set_num_threads
 from workers.engine.runner import Engine
-from workers.kernels.build import load_kernels
 from workers.vocabulary import vocabulary_of
 
 MAX_STEP_TOKENS = 512  # of all requests; longer prompts take several steps, and others draft meanwhile
@@ -52,24 +51,17 @@ def load_engine(source: str, resources: Resources) -> tuple[Checkpoint, Engine]:
     """A draft model, ready to run."""
     set_num_threads(resources.threads)
     checkpoint = prepare_checkpoint(source, cache_dir=resources.cache_dir)
+    cache_dir = (resources.cache_dir or DEFAULT_CACHE_DIR).expanduser()
     engine = Engine(
         checkpoint,
         device=resources.device,
-        dtype=_dtype(resources),
+        dtype=draft_dtype(resources.dtype, resolve_device(resources.device), cache_dir),
         kv_cache_bytes=resources.kv_cache_bytes,
         compiled=resources.compiled,
         cache_dir=resources.cache_dir,
         output_ids=load_draft_vocab(checkpoint.origin or checkpoint.folder),
     )
     return checkpoint, engine
-
-
-def _dtype(resources: Resources) -> str:
-    """A draft is never the truth: what rounding its weights costs is guesses, and it saves much of a step's time."""
-    cache_dir = (resources.cache_dir or DEFAULT_CACHE_DIR).expanduser()
-    if resources.dtype == "auto" and resolve_device(resources.device).type == "cpu" and load_kernels(cache_dir):
-        return INT8
-    return resources.dtype
 
 
 class _State:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from outrider.errors import InvalidRequest
+from workers.kernels.build import load_kernels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INT8 = "int8"  # of a draft model on a CPU: the weights of its linear layers; all else is bfloat16
@@ -33,6 +36,12 @@ def resolve_dtype(name: str) -> torch.dtype | None:
     if name not in DTYPES:
         raise InvalidRequest.of("dtype", name, f"it is one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def draft_dtype(name: str, device: torch.device, cache_dir: Path) -> str:
+    """Of a draft model: "auto" is int8 on a CPU with our kernels. A draft is never the truth: what rounding its weights
+    costs is guesses, and it saves much of a step's time."""
+    return INT8 if name == "auto" and device.type == "cpu" and load_kernels(cache_dir) else name
 
 
 def group_backend(device: torch.device) -> str:
