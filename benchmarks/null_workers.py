@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc.aio
 
+from outrider.draft_orders import DraftOrder, orders_of
 from outrider.packing import pack_i32, unpack_i32
 from outrider.rpc import server_options
 from outrider.scores import NUM_STEPS, step_of
@@ -126,7 +127,9 @@ class NullDrafter(drafter_pb2_grpc.DrafterServicer):
             for draft in command.released:
                 chains.pop(draft, None)
             growths = [
-                number for order in command.orders for number in _grow(order, chains.setdefault(order.draft, _Chain()))
+                number
+                for order in orders_of(command)
+                for number in _grow(order, chains.setdefault(order.draft, _Chain()))
             ]
             await context.write(drafter_pb2.DrafterReport(growths=growths, released=command.released))
 
@@ -142,12 +145,12 @@ class _Chain:
     worthwhile: float = 0.0  # so many nodes at most
 
 
-def _grow(order: drafter_pb2.DraftOrder, chain: _Chain) -> list[int]:
+def _grow(order: DraftOrder, chain: _Chain) -> list[int]:
     """The numbers of a growth, as drafter.proto has them."""
     chain.root += len(order.tokens)
-    if order.HasField("max_nodes"):
+    if order.max_nodes is not None:
         chain.max_nodes = order.max_nodes
-    if order.HasField("min_survival"):
+    if order.min_survival is not None:
         least = order.min_survival / 100
         chain.worthwhile = math.log(least, 1 - 1 / _ONE_IN) if least > 0 else math.inf
     root = chain.root
@@ -157,7 +160,7 @@ def _grow(order: drafter_pb2.DraftOrder, chain: _Chain) -> list[int]:
     end = max(root + int(min(chain.max_nodes, chain.worthwhile)), chain.end)
     tokens = [guess_at(position) for position in range(chain.end, end)]
     chain.end = end
-    numbers = [order.draft, 4 * len(tokens) + 3, len(order.tokens)]
+    numbers = [8 * len(tokens) + 7, order.draft, len(order.tokens)]
     for token in tokens:
         numbers += token, NUM_STEPS + step_of(2.0)
     if is_fresh and tokens:

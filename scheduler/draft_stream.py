@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from outrider.draft_law import DraftLaw, unpack_laws
+from outrider.draft_orders import DraftOrder, add_orders
 from outrider.errors import InvalidRequest
 from outrider.scores import NUM_STEPS, score_of
 from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport, DraftOpening
@@ -69,27 +70,26 @@ class DraftStream:
         command = DrafterCommand()
         for release in releases:
             self._release(release.request, release.drafter, command)
-        for order in orders:
-            self._order(order, command)
+        add_orders(command, [self._order(order, command) for order in orders])
         return command
 
-    def _order(self, order: SendOrder, command: DrafterCommand) -> None:
-        message = command.orders.add(tokens=order.tokens)
+    def _order(self, order: SendOrder, command: DrafterCommand) -> DraftOrder:
+        opening: DraftOpening | None = None
         if order.opening is not None:
             self._release(order.request, order.drafter, command)  # of an older epoch
             ref = RequestRef(request=order.request, epoch=order.epoch)
-            message.open.CopyFrom(DraftOpening(ref=ref, drafter=order.drafter, request=order.opening))
+            opening = DraftOpening(ref=ref, drafter=order.drafter, request=order.opening)
             number = self._free_number()
             self._drafts[number] = _Draft(number, order.request, order.epoch, order.drafter)
             self._open[order.request, order.drafter] = self._drafts[number]
         draft = self._open[order.request, order.drafter]
         assert (draft.epoch, draft.told_len) == (order.epoch, order.tokens_start), "an order that leaves a gap"
-        message.draft, draft.told_len = draft.number, order.committed_len
-        if order.max_nodes != draft.max_nodes:
-            message.max_nodes = draft.max_nodes = order.max_nodes
-        min_survival = round(100 * order.min_survival)
-        if min_survival != draft.min_survival:
-            message.min_survival = draft.min_survival = min_survival
+        draft.told_len = order.committed_len
+        max_nodes = None if order.max_nodes == draft.max_nodes else order.max_nodes
+        hundredths = round(100 * order.min_survival)
+        min_survival = None if hundredths == draft.min_survival else hundredths
+        draft.max_nodes, draft.min_survival = order.max_nodes, hundredths
+        return DraftOrder(draft.number, order.tokens, max_nodes, min_survival, opening)
 
     def _release(self, request: int, drafter: str, command: DrafterCommand) -> None:
         draft = self._open.pop((request, drafter), None)
@@ -163,21 +163,18 @@ class DraftStream:
 
 def _told(values: Sequence[int]) -> Iterator[_Told]:
     """Up to the first growth that is cut off."""
-    at = 0
-    while at + 1 < len(values):
-        draft, size = values[at], values[at + 1]
-        at += 2
-        moved, num_nodes = 0, size >> 2
-        if size & 2:
-            if at == len(values):
-                return
-            moved = values[at]
-            at += 1
-        end = at + 2 * num_nodes
+    at, draft = 0, -1
+    while at < len(values):
+        head = values[at]
+        has_draft, has_moved, num_nodes = head >> 2 & 1, head >> 1 & 1, head >> 3
+        start = at + 1 + has_draft + has_moved
+        end = start + 2 * num_nodes
         if end > len(values):
             return
-        nodes = values[at:end] if num_nodes <= MAX_GROWTH_NODES else ()
-        yield _Told(draft, moved, bool(size & 1), num_nodes, nodes)
+        draft = values[at + 1] if has_draft else draft + 1
+        moved = values[start - 1] if has_moved else 0
+        nodes = values[start:end] if num_nodes <= MAX_GROWTH_NODES else ()
+        yield _Told(draft, moved, bool(head & 1), num_nodes, nodes)
         at = end
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import grpc
 
+from outrider.draft_orders import DraftOrder, add_orders
 from outrider.rpc import link_options
-from outrider.v1 import drafter_pb2, drafter_pb2_grpc, inference_pb2
+from outrider.v1 import drafter_pb2, drafter_pb2_grpc, inference_pb2, worker_pb2
 from tests.target_link import SEEDED, TIMEOUT_S
 from workers.draft.server import DrafterConfig, DrafterServer
 
@@ -37,11 +38,13 @@ class Link:
         self._root_lens: Counter[int] = Counter()
         self._num_nodes: Counter[int] = Counter()
 
-    async def send(self, *orders: drafter_pb2.DraftOrder) -> None:
+    async def send(self, *orders: DraftOrder) -> None:
         for order in orders:
-            if order.HasField("open"):
+            if order.opening is not None:
                 self._root_lens[order.draft] = self._num_nodes[order.draft] = 0
-        await self._write(drafter_pb2.DrafterCommand(orders=orders))
+        command = drafter_pb2.DrafterCommand()
+        add_orders(command, orders)
+        await self._write(command)
 
     async def release(self, *drafts: int) -> None:
         await self._write(drafter_pb2.DrafterCommand(released=drafts))
@@ -74,8 +77,10 @@ class Link:
     def read(self, report: drafter_pb2.DrafterReport) -> list[Told]:
         growths: list[Told] = []
         numbers = iter(report.growths)
-        for draft in numbers:
-            num_nodes, flags = divmod(next(numbers), 4)
+        draft = -1
+        for head in numbers:
+            num_nodes, flags = divmod(head, 8)
+            draft = next(numbers) if flags & 4 else draft + 1
             self._root_lens[draft] += next(numbers) if flags & 2 else 0
             first = self._num_nodes[draft] + 1
             self._num_nodes[draft] += num_nodes
@@ -114,10 +119,8 @@ def make_order(
     is_open: bool = False,
     max_nodes: int = 4,
     sampling: inference_pb2.SamplingParams = SEEDED,
-) -> drafter_pb2.DraftOrder:
+) -> DraftOrder:
     """An order that brings these tokens. Only an opening names the drafter."""
-    order = drafter_pb2.DraftOrder(draft=draft, tokens=tokens, max_nodes=max_nodes)
-    if is_open:
-        order.open.drafter = drafter
-        order.open.request.sampling.CopyFrom(sampling)
-    return order
+    request = worker_pb2.OpenRequest(sampling=sampling)
+    opening = drafter_pb2.DraftOpening(drafter=drafter, request=request) if is_open else None
+    return DraftOrder(draft, tokens, max_nodes, opening=opening)

@@ -14,6 +14,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from outrider.draft_orders import DraftOrder
 from outrider.errors import InvalidRequest, OutriderError
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, worker_pb2
 from tests.draft.drafter_link import Link, Told, make_order, serving
@@ -234,7 +235,7 @@ async def test_a_number_is_given_back_with_the_next_report_and_may_stand_for_ano
         (another,) = await link.receive()
 
     assert list(report.released) == [1, 8]
-    assert report.growths[0] == 2
+    assert report.growths[1] == 2
     assert another.tokens == [8]
 
 
@@ -244,7 +245,7 @@ async def test_what_an_order_does_not_say_is_as_it_was(scripted: Scripted) -> No
         link = Link(stub)
         await link.send(make_order("scripted", PROMPT, is_open=True, max_nodes=3))
         await link.receive_until_done()
-        await link.send(drafter_pb2.DraftOrder(draft=1, tokens=[1]))
+        await link.send(DraftOrder(draft=1, tokens=[1]))
         growths = await link.receive_until_done()
 
     assert scripted.steps == [{0: 3}, {0: 2}, {0: 1}, {0: 3}, {0: 2}, {0: 1}]

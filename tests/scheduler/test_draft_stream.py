@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from outrider.calibration import SCORE_BORDERS
 from outrider.draft_law import DraftLaw
+from outrider.draft_orders import DraftOrder, add_orders, orders_of
 from outrider.packing import pack_i32
 from outrider.scores import NUM_STEPS, score_of, step_of
-from outrider.v1.drafter_pb2 import DrafterReport
+from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport, DraftOpening
 from outrider.v1.worker_pb2 import OpenRequest, SparseLaws
 from scheduler.draft_stream import MAX_GROWTH_NODES, MAX_RELEASED, DraftStream
 from scheduler.events import Growth, ReleaseDrafter, SendOrder
@@ -56,6 +57,11 @@ def opened(*requests: int) -> DraftStream:
     return stream
 
 
+def numbers_of(command: DrafterCommand) -> list[int]:
+    """Of the drafts that its orders are for."""
+    return [order.draft for order in orders_of(command)]
+
+
 def grown(stream: DraftStream, *growths: int) -> list[Growth]:
     return stream.growths(DrafterReport(growths=growths))
 
@@ -65,43 +71,43 @@ def test_an_order_says_what_is_new_and_nothing_twice() -> None:
     bare = stream.command([], [an_order(tokens=[9, 8], start=2)])
     dearer = stream.command([], [an_order(tokens=[7], start=4, min_survival=0.254)])
     cheaper = stream.command([], [an_order(tokens=[7], start=5, min_survival=0.251, max_nodes=2)])
-    assert [list(each.orders[0].tokens) for each in (bare, dearer, cheaper)] == [[9, 8], [7], [7]]
-    assert (bare.orders[0].HasField("max_nodes"), bare.orders[0].HasField("min_survival")) == (False, False)
-    assert (dearer.orders[0].min_survival, dearer.orders[0].HasField("max_nodes")) == (25, False)
-    assert (cheaper.orders[0].max_nodes, cheaper.orders[0].HasField("min_survival")) == (2, False)
-    assert bare.ByteSize() == 6
+    assert [*orders_of(bare)] == [DraftOrder(0, [9, 8])]
+    assert [*orders_of(dearer)] == [DraftOrder(0, [7], min_survival=25)]
+    assert [*orders_of(cheaper)] == [DraftOrder(0, [7], max_nodes=2)]
+    assert list(bare.orders) == [8 * 2, 9, 8]
 
 
 def test_an_opening_says_all_and_each_draft_has_the_least_free_number() -> None:
     stream = DraftStream("w")
     orders = [an_order(1), an_order(1, drafter="b", epoch=2), an_order(8, epoch=3)]
-    sent = stream.command([], orders).orders
-    assert [each.draft for each in sent] == [0, 1, 2]
-    assert [(each.open.ref.request, each.open.ref.epoch, each.open.drafter) for each in sent] == [
-        (1, 1, "a"),
-        (1, 2, "b"),
-        (8, 3, "a"),
+    command = stream.command([], orders)
+    assert [(each.draft, each.ref.request, each.ref.epoch, each.drafter) for each in command.openings] == [
+        (0, 1, 1, "a"),
+        (1, 1, 2, "b"),
+        (2, 8, 3, "a"),
     ]
-    assert all(each.HasField("max_nodes") and each.HasField("min_survival") for each in sent)
+    assert [*orders_of(command)] == [
+        DraftOrder(number, [7], max_nodes=24, min_survival=10, opening=command.openings[number]) for number in range(3)
+    ]
 
 
 def test_a_number_is_used_again_only_when_the_worker_has_given_it_back() -> None:
     stream = opened(1, 2)
     assert list(stream.command([a_release(1)], []).released) == [0]
-    assert stream.command([], [an_order(3)]).orders[0].draft == 2
+    assert numbers_of(stream.command([], [an_order(3)])) == [2]
     stream.growths(DrafterReport(released=[0, 1, 2, 77]))  # of these, only 0 was released
     sent = stream.command([], [an_order(4), an_order(5)])
-    assert [each.draft for each in sent.orders] == [0, 3]
+    assert numbers_of(sent) == [0, 3]
 
 
 def test_what_is_told_of_a_released_draft_is_of_that_one_until_its_number_comes_back() -> None:
     stream = opened(1)
     stream.command([a_release(1)], [an_order(2, epoch=2)])
-    [late] = grown(stream, 0, 6, 2, 70, 0)
+    [late] = grown(stream, 8 + 2, 2, 70, 0)
     stream.growths(DrafterReport(released=[0]))
-    assert grown(stream, 0, 1) == []
+    assert grown(stream, 1) == []
     stream.command([], [an_order(3, [4, 4, 4], epoch=3)])
-    [fresh] = grown(stream, 0, 6, 3, 80, 0)
+    [fresh] = grown(stream, 8 + 2, 3, 80, 0)
     assert (late.request, late.epoch, late.committed_len, late.first_node) == (1, 1, 2, 1)
     assert (fresh.request, fresh.epoch, fresh.committed_len, fresh.first_node) == (3, 3, 3, 1)
 
@@ -109,21 +115,20 @@ def test_what_is_told_of_a_released_draft_is_of_that_one_until_its_number_comes_
 def test_a_worker_that_gives_no_number_back_is_served_on_and_little_is_kept_of_it() -> None:
     stream = DraftStream("w")
     for request in range(3 * MAX_RELEASED):
-        [order] = stream.command([], [an_order(request)]).orders
-        assert order.draft == request
+        assert numbers_of(stream.command([], [an_order(request)])) == [request]
         stream.command([a_release(request)], [])
-    assert grown(stream, 0, 1) == []
+    assert grown(stream, 1) == []
     assert len(stream._drafts) == len(stream._released) == MAX_RELEASED
     stream.growths(DrafterReport(released=range(3 * MAX_RELEASED)))
     assert (len(stream._drafts), len(stream._released)) == (0, 0)
-    [order] = stream.command([], [an_order(7)]).orders
-    assert order.draft == 2 * MAX_RELEASED, "those that were forgotten are not used again"
+    [number] = numbers_of(stream.command([], [an_order(7)]))
+    assert number == 2 * MAX_RELEASED, "those that were forgotten are not used again"
 
 
 def test_a_new_epoch_releases_the_draft_of_the_old_one() -> None:
     stream = opened(1)
     sent = stream.command([], [an_order(1, [5, 6, 7], epoch=9)])
-    assert (list(sent.released), sent.orders[0].draft, sent.orders[0].open.ref.epoch) == ([0], 1, 9)
+    assert (list(sent.released), sent.openings[0].draft, sent.openings[0].ref.epoch) == ([0], 1, 9)
     [missing] = stream.growths(DrafterReport(missing=[0]))  # the worker had not heard of it yet
     assert (missing.epoch, missing.is_prefix_missing) == (1, True)
 
@@ -140,8 +145,8 @@ def test_an_order_that_the_drafter_could_not_follow_is_our_own_defect(order: Sen
 
 def test_roots_and_numbers_run_on_from_growth_to_growth() -> None:
     stream = opened(1, 2)
-    first, other = grown(stream, 0, 4 * 2 + 2, 2, 70, 2, 71, 8 + 3, 1, 4 + 2, 2, 60, 7)
-    second, third = grown(stream, 0, 4, 72, 8 * 2 + 6, 0, 3, 4)
+    first, other = grown(stream, 8 * 2 + 2, 2, 70, 2, 71, 8 + 3, 8 + 2, 2, 60, 7)
+    second, third = grown(stream, 8, 72, 8 * 2 + 6, 4 + 3, 0, 4)
     assert (first.tokens, first.parents, first.committed_len, first.first_node) == ([70, 71], [0, 1], 2, 1)
     assert (other.request, other.tokens, other.scores) == (2, [60], [score_of(7)])
     assert (second.tokens, second.parents, second.committed_len, second.first_node) == ([72], [1], 2, 3)
@@ -150,22 +155,28 @@ def test_roots_and_numbers_run_on_from_growth_to_growth() -> None:
 
 
 def test_growths_of_unknown_drafts_are_left_out_and_the_others_read_on() -> None:
-    [growth] = grown(opened(1), 7, 8, 1, 1, 2, 2, 0, 4, 70, 0)
+    [growth] = grown(opened(1), 8 * 2 + 4, 7, 1, 1, 2, 2, 8 + 4, 0, 70, 0)
     assert growth.tokens == [70]
+
+
+def test_a_report_names_only_drafts_that_do_not_follow_one_another() -> None:
+    nothing_new = NewNodes(0, 2, 1, [], [], [], [], is_done=True)
+    report = report_of((draft, 0, nothing_new) for draft in (5, 1, 0, 4))
+    assert list(report.growths) == [1, 1, 4 + 1, 4, 1]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4, 5, 6])
 def test_a_growth_that_is_cut_off_is_left_out(cut: int) -> None:
-    whole = [0, 4, 70, 0]
-    growths = grown(opened(1, 2), *whole, *[1, 10, 2, 60, 0, 61, 8][:cut])
+    whole = [8, 70, 0]
+    growths = grown(opened(1, 2), *whole, *[8 * 2 + 6, 1, 2, 60, 0, 61, 8][:cut])
     assert [growth.tokens for growth in growths] == [[70]]
 
 
 @pytest.mark.parametrize("num_nodes", [MAX_GROWTH_NODES, MAX_GROWTH_NODES + 1, 1_000_000])
 def test_an_endless_growth_is_not_even_looked_at(num_nodes: int) -> None:
     stream = opened(1)
-    [endless] = grown(stream, 0, 4 * num_nodes + 1, *[2, 8] * num_nodes)
-    [after] = grown(stream, 0, 4, 3, 8)
+    [endless] = grown(stream, 8 * num_nodes + 1, *[2, 8] * num_nodes)
+    [after] = grown(stream, 8, 3, 8)
     assert len(endless.tokens) == (num_nodes if num_nodes <= MAX_GROWTH_NODES else 0)
     assert endless.is_done
     assert after.first_node == num_nodes + 1
@@ -173,7 +184,7 @@ def test_an_endless_growth_is_not_even_looked_at(num_nodes: int) -> None:
 
 def test_a_report_whose_laws_make_no_sense_loses_its_nodes() -> None:
     laws = SparseLaws(counts=pack_i32([5]))
-    [parsed] = opened(1).growths(DrafterReport(growths=[0, 4 + 1, 2, 0], laws=laws))
+    [parsed] = opened(1).growths(DrafterReport(growths=[8 + 1, 2, 0], laws=laws))
     assert (parsed.tokens, parsed.parents, parsed.laws, parsed.is_done) == ([], [], [], True)
 
 
@@ -187,7 +198,33 @@ def test_whatever_numbers_come_each_growth_is_one_of_a_known_draft(
         assert growth.request in (1, 2, 3)
         assert len(growth.tokens) == len(growth.parents) == len(growth.scores) <= MAX_GROWTH_NODES
     sent = stream.command([], [an_order(4, epoch=2), an_order(5, epoch=3)])
-    assert len({0, 2} | {each.draft for each in sent.orders}) == 4, "a live draft's number stays its own"
+    assert len({0, 2} | set(numbers_of(sent))) == 4, "a live draft's number stays its own"
+
+
+@st.composite
+def draft_orders(draw: st.DrawFn) -> list[DraftOrder]:
+    return [
+        DraftOrder(
+            draft=draft,
+            tokens=draw(st.lists(st.integers(0, 1 << 18), max_size=3)),
+            max_nodes=draw(st.one_of(st.none(), SMALL)),
+            min_survival=draw(st.one_of(st.none(), SMALL)),
+            opening=draw(st.sampled_from([None, DraftOpening(draft=draft, drafter="a")])),
+        )
+        for draft in draw(st.lists(SMALL, unique=True))
+    ]
+
+
+@given(draft_orders(), st.integers(0, 3))
+def test_what_a_scheduler_orders_is_what_arrives_and_one_that_is_cut_off_does_not(
+    orders: list[DraftOrder], num_cut: int
+) -> None:
+    command = DrafterCommand()
+    add_orders(command, orders)
+    assert [*orders_of(DrafterCommand.FromString(command.SerializeToString()))] == orders
+    if orders:
+        del command.orders[-1 - min(num_cut, len(orders[-1].tokens)) :]
+        assert [*orders_of(command)] == orders[:-1]
 
 
 LAW = DraftLaw((3, 4), (0.25, 0.75))

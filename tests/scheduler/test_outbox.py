@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from outrider.draft_orders import orders_of
 from outrider.v1.drafter_pb2 import DrafterCommand
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler import outbox
@@ -45,10 +46,11 @@ async def test_a_drafter_that_falls_behind_finds_the_newest_order_with_all_that_
     for length in range(2, 500):
         box.put(an_order(1, [length], start=length))
         box.put(an_order(2, [length], start=length))
-    first, second = (await taken(box)).orders
-    assert (first.draft, first.open.ref.request) == (1, 1), "it was never opened there"
+    first, second = orders_of(await taken(box))
+    assert first.opening is not None, "it was never opened there"
+    assert (first.draft, first.opening.ref.request) == (1, 1)
     assert list(first.tokens) == [5, 6, *range(2, 500)]
-    assert (second.draft, second.HasField("open")) == (0, False)
+    assert (second.draft, second.opening) == (0, None)
     assert list(second.tokens) == [*range(2, 500)]
 
 
@@ -59,9 +61,10 @@ async def test_a_new_epoch_replaces_what_waits_of_the_old_one() -> None:
     box.put(an_order(1, [9], start=2))
     box.put(an_order(1, [1, 2, 3], epoch=2))
     command = await taken(box)
-    (order,) = command.orders
+    (order,) = orders_of(command)
+    assert order.opening is not None
     assert list(command.released) == [0]
-    assert (order.draft, order.open.ref.epoch, order.tokens) == (1, 2, [1, 2, 3])
+    assert (order.draft, order.opening.ref.epoch, order.tokens) == (1, 2, [1, 2, 3])
 
 
 async def test_a_released_request_s_order_is_not_sent_and_others_are() -> None:
@@ -74,7 +77,7 @@ async def test_a_released_request_s_order_is_not_sent_and_others_are() -> None:
     box.put(ReleaseDrafter("w", "suffix", request=1, epoch=1))
     command = await taken(box)
     assert list(command.released) == [0]
-    assert [(each.open.ref.request, each.open.drafter) for each in command.orders] == [(2, "suffix"), (1, "ngram")]
+    assert [(each.ref.request, each.drafter) for each in command.openings] == [(2, "suffix"), (1, "ngram")]
 
 
 async def test_a_request_that_is_released_before_its_order_was_sent_leaves_nothing_to_send() -> None:
@@ -87,7 +90,7 @@ async def test_a_request_that_is_released_before_its_order_was_sent_leaves_nothi
     assert not waiting.done()
     box.put(an_order(2, [1, 2]))
     command = await waiting
-    assert ([each.open.ref.request for each in command.orders], list(command.released)) == ([2], [])
+    assert ([each.ref.request for each in command.openings], list(command.released)) == ([2], [])
 
 
 async def test_long_prompts_come_in_messages_of_bounded_size_and_each_comes() -> None:
@@ -95,7 +98,7 @@ async def test_long_prompts_come_in_messages_of_bounded_size_and_each_comes() ->
     lengths = [outbox.MAX_MESSAGE_TOKENS * 2, outbox.MAX_MESSAGE_TOKENS // 2, outbox.MAX_MESSAGE_TOKENS // 2, 1]
     for request, length in enumerate(lengths):
         box.put(an_order(request, [1] * length))
-    messages = [[order.open.ref.request for order in (await taken(box)).orders] for _ in range(3)]
+    messages = [[opening.ref.request for opening in (await taken(box)).openings] for _ in range(3)]
     assert messages == [[0], [1, 2], [3]]
 
 
@@ -114,4 +117,4 @@ async def test_whoever_takes_from_an_empty_box_waits_for_what_comes() -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     box.put(an_order(1, [1]))
-    assert len((await waiting).orders) == 1
+    assert len([*orders_of(await waiting)]) == 1

@@ -7,19 +7,19 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
+from outrider.draft_orders import DraftOrder, orders_of
 from outrider.rpc import MAX_MESSAGE_BYTES
 from outrider.v1.drafter_pb2 import (
     DrafterDescription,
     DrafterReport,
     DrafterWorkerDescription,
-    DraftOrder,
 )
 from outrider.v1.drafter_pb2_grpc import DrafterServicer
 from outrider.v1.worker_pb2 import SparseLaws, Vocabulary
 
 NAME = "hostile"
 MOST = (1 << 32) - 1  # that a number may be
-_MILLION = [4_000_001, *[7, 8] * 1_000_000]  # the nodes, and no more will come
+_MILLION = [7, 8] * 1_000_000
 
 Behaviour = Callable[[DraftOrder, random.Random], Iterable[list[int] | DrafterReport]]
 
@@ -44,7 +44,7 @@ class HostileDrafter(DrafterServicer):
         if self.num_streams > 1:
             self.is_back.set()
         async for command in request_iterator:
-            for order in command.orders:
+            for order in orders_of(command):
                 self.num_orders += 1
                 for each in self._behave(order, self._rng):
                     await context.write(DrafterReport(growths=each) if isinstance(each, list) else each)
@@ -65,7 +65,7 @@ def growth_for(
     moved = len(order.tokens) if moved is None else moved
     distances = [0, *[1] * (len(tokens) - 1)][: len(tokens)] if distances is None else distances
     scores = [5] * len(tokens) if scores is None else scores
-    numbers = [order.draft if draft is None else draft, 4 * len(tokens) + 2 + is_done, moved]
+    numbers = [8 * len(tokens) + 6 + is_done, order.draft if draft is None else draft, moved]
     for token, distance, score in zip(tokens, distances, scores, strict=True):
         numbers += token, (8 * distance + score) & MOST
     return numbers
@@ -144,7 +144,7 @@ def without_end(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
 
 
 def a_million_nodes(order: DraftOrder, rng: random.Random) -> Iterator[list[int]]:
-    yield [order.draft, *_MILLION]
+    yield [8_000_005, order.draft, *_MILLION]  # and no more will come
 
 
 def more_bytes_than_a_report_may_have(order: DraftOrder, rng: random.Random) -> Iterator[DrafterReport]:

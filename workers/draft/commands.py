@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport, DraftOrder
+from outrider.draft_orders import DraftOrder, orders_of
+from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport
 from workers.draft.hosted import Hosted, Stream
 from workers.draft.report import nothing
 
@@ -19,13 +20,13 @@ def carry_out(stream: Stream, command: DrafterCommand, hosted: Mapping[str, Host
         if drafter is not None:
             drafter.release(stream, draft)
         stream.acknowledge(draft)
-    for order in command.orders:
+    for order in orders_of(command):
         _hand_on(stream, order, hosted)
 
 
 def _hand_on(stream: Stream, order: DraftOrder, hosted: Mapping[str, Hosted]) -> None:
-    if order.HasField("open"):
-        stream.drafters[order.draft] = order.open.drafter
+    if order.opening is not None:
+        stream.drafters[order.draft] = order.opening.drafter
     name = stream.drafters.get(order.draft)
     if name is None:
         stream.send(DrafterReport(missing=[order.draft]))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
+from outrider.draft_orders import DraftOrder
 from outrider.v1 import drafter_pb2, worker_pb2
 from workers.choice.params import ChoiceParams, guess_params
 from workers.draft.drafter import Drafter, TextDrafter
@@ -79,12 +80,12 @@ class Hosted:
         self._has_work = asyncio.Event()
         self.is_ready = not isinstance(drafter, TextDrafter)  # that one is once it has the target's tokenizer
 
-    def order(self, stream: Stream, order: drafter_pb2.DraftOrder) -> None:
+    def order(self, stream: Stream, order: DraftOrder) -> None:
         """Note an order. One for a draft of which nothing is known is reported as missing."""
-        if order.HasField("open"):
+        if order.opening is not None:
             self.release(stream, order.draft)
-            params = guess_params(order.open.request)
-            request = _Request(next(self._keys), order.draft, order.open.ref, stream, params)
+            params = guess_params(order.opening.request)
+            request = _Request(next(self._keys), order.draft, order.opening.ref, stream, params)
             self._requests[stream, order.draft] = self._by_key[request.key] = request
         found = self._requests.get((stream, order.draft))
         if found is None or not (found.known or order.tokens):
@@ -92,9 +93,9 @@ class Hosted:
             stream.send(drafter_pb2.DrafterReport(missing=[order.draft]))
             return
         found.known += order.tokens
-        if order.HasField("max_nodes"):
+        if order.max_nodes is not None:
             found.max_nodes = order.max_nodes
-        if order.HasField("min_survival"):
+        if order.min_survival is not None:
             found.min_survival = order.min_survival / 100
         self._changed[found.key] = found
         self._has_work.set()

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from outrider.v1 import worker_pb2 as outrider_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19outrider/v1/drafter.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/worker.proto\"k\n\x18\x44rafterWorkerDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x08\x64rafters\x18\x02 \x03(\x0b\x32\x1f.outrider.v1.DrafterDescription\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"\xa4\x01\n\x12\x44rafterDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12+\n\nvocabulary\x18\x04 \x01(\x0b\x32\x17.outrider.v1.Vocabulary\x12\x13\n\x0bmax_context\x18\x05 \x01(\r\x12\r\n\x05\x64raws\x18\x06 \x01(\x08\x12\x12\n\nreads_text\x18\x07 \x01(\x08\"\x1f\n\x0fTargetTokenizer\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"\x10\n\x0eTokenizerTaken\"K\n\x0e\x44rafterCommand\x12\x10\n\x08released\x18\x01 \x03(\r\x12\'\n\x06orders\x18\x02 \x03(\x0b\x32\x17.outrider.v1.DraftOrder\"\xa6\x01\n\nDraftOrder\x12\r\n\x05\x64raft\x18\x01 \x01(\r\x12\'\n\x04open\x18\x02 \x01(\x0b\x32\x19.outrider.v1.DraftOpening\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x16\n\tmax_nodes\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cmin_survival\x18\x05 \x01(\rH\x01\x88\x01\x01\x42\x0c\n\n_max_nodesB\x0f\n\r_min_survival\"p\n\x0c\x44raftOpening\x12$\n\x03ref\x18\x01 \x01(\x0b\x32\x17.outrider.v1.RequestRef\x12\x0f\n\x07\x64rafter\x18\x02 \x01(\t\x12)\n\x07request\x18\x03 \x01(\x0b\x32\x18.outrider.v1.OpenRequest\"j\n\rDrafterReport\x12\x0f\n\x07growths\x18\x01 \x03(\r\x12%\n\x04laws\x18\x02 \x01(\x0b\x32\x17.outrider.v1.SparseLaws\x12\x0f\n\x07missing\x18\x03 \x03(\r\x12\x10\n\x08released\x18\x04 \x03(\r2\xee\x01\n\x07\x44rafter\x12O\n\x08\x44\x65scribe\x12\x1c.outrider.v1.DescribeRequest\x1a%.outrider.v1.DrafterWorkerDescription\x12J\n\rTakeTokenizer\x12\x1c.outrider.v1.TargetTokenizer\x1a\x1b.outrider.v1.TokenizerTaken\x12\x46\n\x07\x43onnect\x12\x1b.outrider.v1.DrafterCommand\x1a\x1a.outrider.v1.DrafterReport(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19outrider/v1/drafter.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/worker.proto\"k\n\x18\x44rafterWorkerDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x31\n\x08\x64rafters\x18\x02 \x03(\x0b\x32\x1f.outrider.v1.DrafterDescription\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"\xa4\x01\n\x12\x44rafterDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12+\n\nvocabulary\x18\x04 \x01(\x0b\x32\x17.outrider.v1.Vocabulary\x12\x13\n\x0bmax_context\x18\x05 \x01(\r\x12\r\n\x05\x64raws\x18\x06 \x01(\x08\x12\x12\n\nreads_text\x18\x07 \x01(\x08\"\x1f\n\x0fTargetTokenizer\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"\x10\n\x0eTokenizerTaken\"_\n\x0e\x44rafterCommand\x12\x10\n\x08released\x18\x01 \x03(\r\x12+\n\x08openings\x18\x02 \x03(\x0b\x32\x19.outrider.v1.DraftOpening\x12\x0e\n\x06orders\x18\x03 \x03(\r\"\x7f\n\x0c\x44raftOpening\x12\r\n\x05\x64raft\x18\x01 \x01(\r\x12$\n\x03ref\x18\x02 \x01(\x0b\x32\x17.outrider.v1.RequestRef\x12\x0f\n\x07\x64rafter\x18\x03 \x01(\t\x12)\n\x07request\x18\x04 \x01(\x0b\x32\x18.outrider.v1.OpenRequest\"j\n\rDrafterReport\x12\x0f\n\x07growths\x18\x01 \x03(\r\x12%\n\x04laws\x18\x02 \x01(\x0b\x32\x17.outrider.v1.SparseLaws\x12\x0f\n\x07missing\x18\x03 \x03(\r\x12\x10\n\x08released\x18\x04 \x03(\r2\xee\x01\n\x07\x44rafter\x12O\n\x08\x44\x65scribe\x12\x1c.outrider.v1.DescribeRequest\x1a%.outrider.v1.DrafterWorkerDescription\x12J\n\rTakeTokenizer\x12\x1c.outrider.v1.TargetTokenizer\x1a\x1b.outrider.v1.TokenizerTaken\x12\x46\n\x07\x43onnect\x12\x1b.outrider.v1.DrafterCommand\x1a\x1a.outrider.v1.DrafterReport(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,13 +41,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIZERTAKEN']._serialized_start=377
   _globals['_TOKENIZERTAKEN']._serialized_end=393
   _globals['_DRAFTERCOMMAND']._serialized_start=395
-  _globals['_DRAFTERCOMMAND']._serialized_end=470
-  _globals['_DRAFTORDER']._serialized_start=473
-  _globals['_DRAFTORDER']._serialized_end=639
-  _globals['_DRAFTOPENING']._serialized_start=641
-  _globals['_DRAFTOPENING']._serialized_end=753
-  _globals['_DRAFTERREPORT']._serialized_start=755
-  _globals['_DRAFTERREPORT']._serialized_end=861
-  _globals['_DRAFTER']._serialized_start=864
-  _globals['_DRAFTER']._serialized_end=1102
+  _globals['_DRAFTERCOMMAND']._serialized_end=490
+  _globals['_DRAFTOPENING']._serialized_start=492
+  _globals['_DRAFTOPENING']._serialized_end=619
+  _globals['_DRAFTERREPORT']._serialized_start=621
+  _globals['_DRAFTERREPORT']._serialized_end=727
+  _globals['_DRAFTER']._serialized_start=730
+  _globals['_DRAFTER']._serialized_end=968
 # @@protoc_insertion_point(module_scope)

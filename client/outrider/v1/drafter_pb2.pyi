@@ -46,36 +46,26 @@ class TokenizerTaken(_message.Message):
     def __init__(self) -> None: ...
 
 class DrafterCommand(_message.Message):
-    __slots__ = ("released", "orders")
+    __slots__ = ("released", "openings", "orders")
     RELEASED_FIELD_NUMBER: _ClassVar[int]
+    OPENINGS_FIELD_NUMBER: _ClassVar[int]
     ORDERS_FIELD_NUMBER: _ClassVar[int]
     released: _containers.RepeatedScalarFieldContainer[int]
-    orders: _containers.RepeatedCompositeFieldContainer[DraftOrder]
-    def __init__(self, released: _Optional[_Iterable[int]] = ..., orders: _Optional[_Iterable[_Union[DraftOrder, _Mapping]]] = ...) -> None: ...
-
-class DraftOrder(_message.Message):
-    __slots__ = ("draft", "open", "tokens", "max_nodes", "min_survival")
-    DRAFT_FIELD_NUMBER: _ClassVar[int]
-    OPEN_FIELD_NUMBER: _ClassVar[int]
-    TOKENS_FIELD_NUMBER: _ClassVar[int]
-    MAX_NODES_FIELD_NUMBER: _ClassVar[int]
-    MIN_SURVIVAL_FIELD_NUMBER: _ClassVar[int]
-    draft: int
-    open: DraftOpening
-    tokens: _containers.RepeatedScalarFieldContainer[int]
-    max_nodes: int
-    min_survival: int
-    def __init__(self, draft: _Optional[int] = ..., open: _Optional[_Union[DraftOpening, _Mapping]] = ..., tokens: _Optional[_Iterable[int]] = ..., max_nodes: _Optional[int] = ..., min_survival: _Optional[int] = ...) -> None: ...
+    openings: _containers.RepeatedCompositeFieldContainer[DraftOpening]
+    orders: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, released: _Optional[_Iterable[int]] = ..., openings: _Optional[_Iterable[_Union[DraftOpening, _Mapping]]] = ..., orders: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DraftOpening(_message.Message):
-    __slots__ = ("ref", "drafter", "request")
+    __slots__ = ("draft", "ref", "drafter", "request")
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
     DRAFTER_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
+    draft: int
     ref: _worker_pb2.RequestRef
     drafter: str
     request: _worker_pb2.OpenRequest
-    def __init__(self, ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., drafter: _Optional[str] = ..., request: _Optional[_Union[_worker_pb2.OpenRequest, _Mapping]] = ...) -> None: ...
+    def __init__(self, draft: _Optional[int] = ..., ref: _Optional[_Union[_worker_pb2.RequestRef, _Mapping]] = ..., drafter: _Optional[str] = ..., request: _Optional[_Union[_worker_pb2.OpenRequest, _Mapping]] = ...) -> None: ...
 
 class DrafterReport(_message.Message):
     __slots__ = ("growths", "laws", "missing", "released")
