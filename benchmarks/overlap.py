@@ -3,8 +3,8 @@
     python -m benchmarks.overlap --drafter model:PATH --drafter suffix
 
 The target has core 0 for itself, the drafter worker core 1, which it shares with the scheduler and the clients. Links
-with a round trip go through a relay, in the scheduler's process, that holds every byte back for half of it; those with
-none are direct. For each round trip and concurrency the three modes serve the same prompts in turn:
+with a round trip go through a relay, a process on core 1, that holds every byte back for half of it; those with none
+are direct. For each round trip and concurrency the three modes serve the same prompts in turn:
 
     plain        no drafter is linked
     sequential   a row waits for its draft; nothing is drafted while a pass is in flight
@@ -145,8 +145,8 @@ async def compare(
 ) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     async with AsyncExitStack() as stack:
-        relays = [Relay(target), Relay(drafters)]
-        relayed = [await stack.enter_async_context(relay) for relay in relays]
+        relays = [Relay(target, OTHER_CORE), Relay(drafters, OTHER_CORE)]
+        relayed = [stack.enter_context(relay) for relay in relays]
         servers = {mode: await start(mode, max_nodes, stack) for mode in MODES}
         clients = {mode: client for mode, (_, client) in servers.items()}
         prompts = [prompt.text for prompt in held_out_prompts()]
