@@ -5,7 +5,9 @@
 Served as in benchmarks.overlap: the target has core 0 for itself, the draft model core 1, which it shares with the
 scheduler and the clients. What the simulator is given is measured apart from the tokens a second that it has to find:
 
-    target       V(n) as the target measures it when it starts, on one row
+    target       V(n) on one row, alone on its core. A target measures it when it starts, all sizes in turn; here each
+                 is measured by itself, since passes over one token take a tenth longer behind larger ones
+    prompts      of what is asked, the tokens that the target computes: what all begin with is in its prefix cache
     drafter      steps of the draft model alone on its core, by the tokens that they compute, divided by the share of
                  the core that scheduler and clients leave it
     acceptance   by rank, and how much places differ, on the target's answers (benchmarks/playing.py)
@@ -24,20 +26,28 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import grpc.aio
 import torch
 import typer
 
 from benchmarks.measure import checkpoint_of, rounded
-from benchmarks.overlap import MODES, OTHER_CORE, PATIENCE_S, WARM_UP_TOKENS, Run, link, serve, start, workers
+from benchmarks.overlap import (
+    MODES,
+    OTHER_CORE,
+    PATIENCE_S,
+    TARGET_CORE,
+    WARM_UP_TOKENS,
+    Run,
+    link,
+    serve,
+    start,
+    workers,
+)
 from benchmarks.playing import Play, Tally
-from outrider.v1 import worker_pb2
-from outrider.v1.target_pb2_grpc import TargetStub
 from scheduler.policy.patience import Patience
 from scheduler.policy.policy import Policy
 from scheduler.simulation.performance import run as simulate
@@ -47,7 +57,9 @@ from workers.choice.params import ChoiceParams
 from workers.draft.drafter import Resources
 from workers.draft.growing import Growing, Order
 from workers.draft.model import ModelDrafter, load
+from workers.engine.cost_profile import measure, points_that_fit
 from workers.engine.runner import Engine
+from workers.target.server import TargetConfig
 from workers.training.answering import answer_prompts, pick_as_served
 from workers.training.distill import encoder
 from workers.training.held_out import held_out_prompts
@@ -56,6 +68,7 @@ from workers.training.shards import Answer
 
 MAX_NODES = 8
 STEPS_OF_A_ROOT = 4
+POINT_S = 1.0
 VIRTUAL_S = 60.0
 
 
@@ -66,7 +79,7 @@ class Draft:
     steps: list[list[float]]  # [tokens, context, milliseconds]
     acceptance: list[float]  # by rank
     sharpness: float
-    prompt_lens: list[int]
+    prompt_lens: list[int]  # by text; what the target computes
 
 
 class Sequential(Strategy):
@@ -94,8 +107,21 @@ def measure_draft(
     tally = Tally()
     Play({"draft": drafter}, MAX_NODES, is_chain=False).run((answer, tally) for answer in answers)
     acceptance = [tally.right_ranks[rank] / tally.num_first for rank in range(4)]
-    lens = [len(answer.prompt) for answer in answers]
+    asked = [encode(Prompt("chat", numbered(0, text))) for text in prompts]
+    num_common = next(i for i, tokens in enumerate(zip(*asked, strict=False)) if len(set(tokens)) > 1)
+    lens = [len(prompt) - num_common // engine.block_size * engine.block_size for prompt in asked]
     pipe.send(Draft(step_costs(drafter, answers), acceptance, _sharpness(tally, acceptance[0]), lens))
+
+
+def _measured(work: Callable[..., None], *arguments: object) -> Any:
+    """What `work` sends, from a process that has nothing beside it."""
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    measuring = context.Process(target=work, args=(*arguments, theirs))
+    measuring.start()
+    measured = mine.recv()
+    measuring.join()
+    return measured
 
 
 def _sharpness(tally: Tally, mean: float) -> float:
@@ -139,15 +165,26 @@ def step_costs(drafter: ModelDrafter, answers: Sequence[Answer]) -> list[list[fl
     ]
 
 
-async def pass_costs(target: str) -> list[list[float]]:
-    """[tokens, context, milliseconds], as the target has measured them."""
-    async with grpc.aio.insecure_channel(target) as channel:
-        stub: Any = TargetStub(channel)
-        description = await stub.Describe(worker_pb2.DescribeRequest(), timeout=10)
-    return [[float(each.num_tokens), float(each.context_len), each.pass_ms] for each in description.pass_costs]
+def measure_target(model: str, dtype: str, pipe: multiprocessing.connection.Connection) -> None:
+    """[tokens, context, milliseconds] of passes, in a process of its own, on the core on which the target serves."""
+    os.sched_setaffinity(0, {TARGET_CORE})
+    torch.set_num_threads(1)
+    engine = Engine(checkpoint_of(model), dtype=dtype, kv_cache_bytes=1_000_000_000, compiled=True)
+    points = points_that_fit(engine, TargetConfig(model=model).max_pass_tokens)
+    costs = [cost for point in points for cost in measure(engine, [point], POINT_S)]
+    pipe.send([[float(cost.point.num_tokens), float(cost.point.context_len), cost.pass_ms] for cost in costs])
 
 
 # ── served ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def numbered(number: int, text: str) -> str:
+    return f"{number}. {text}"
+
+
+def those_asked(concurrency: int, num_texts: int) -> list[int]:
+    """Texts of all kinds."""
+    return [i * 7 % num_texts for i in range(3 * concurrency + 3)]
 
 
 async def serve_all(
@@ -166,7 +203,7 @@ async def serve_all(
             for counts in (False, *[True] * rounds):
                 for mode in MODES:
                     number += 1
-                    asked = [f"{number}. {texts[i % len(texts)]}" for i in range(3 * concurrency + 3)]
+                    asked = [numbered(number, texts[i]) for i in those_asked(concurrency, len(texts))]
                     run = await serve(clients[mode], asked, size, concurrency)
                     if counts:
                         runs[concurrency, mode].append(run)
@@ -179,7 +216,8 @@ async def serve_all(
 def scenario_of(
     costs: list[list[float]], draft: Draft, size: int, concurrency: int, gap_ms: float, cpu_share: float
 ) -> Scenario:
-    logs = [math.log(length) for length in draft.prompt_lens]
+    lens = [draft.prompt_lens[i] for i in those_asked(concurrency, len(draft.prompt_lens))]
+    logs = [math.log(length) for length in lens]
     slower = 1 / (1 - min(cpu_share, 0.9))
     return Scenario.model_validate(
         {
@@ -206,7 +244,7 @@ def scenario_of(
                 "prompt": {
                     "median": math.exp(statistics.mean(logs)),
                     "spread": statistics.pstdev(logs),
-                    "max": max(draft.prompt_lens),
+                    "max": max(lens),
                 },
                 "answer": {"median": float(size), "spread": 0.0, "max": size},
             },
@@ -255,16 +293,12 @@ def main(
     os.sched_setaffinity(0, {OTHER_CORE})
     checkpoint = checkpoint_of(model)
     texts = [prompt.text for prompt in held_out_prompts()]
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
     folder = str(checkpoint.folder)
-    measuring = context.Process(target=measure_draft, args=(folder, dtype, drafter, texts, tokens, theirs))
-    measuring.start()
-    draft: Draft = mine.recv()
-    measuring.join()
-    print("   ", rounded({"steps": draft.steps, "acceptance": draft.acceptance, "sharpness": draft.sharpness}))
+    costs = _measured(measure_target, folder, dtype)
+    draft = _measured(measure_draft, folder, dtype, drafter, texts, tokens)
+    print("   ", rounded({"passes": costs, "steps": draft.steps}))
+    print("   ", rounded({"acceptance": draft.acceptance, "sharpness": draft.sharpness}))
     with workers(folder, dtype, [f"model:{drafter}"]) as (target, drafters):
-        costs = asyncio.run(pass_costs(target))
         served = asyncio.run(serve_all(target, drafters, texts, tokens, concurrency, rounds))
     rows = compared(costs, draft, tokens, served)
     print(json.dumps(rounded({"target": checkpoint.model, "dtype": dtype, "drafter": drafter, "rows": rows})))

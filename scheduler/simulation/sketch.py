@@ -12,7 +12,7 @@ from scheduler.events import Growth, SendOrder
 from scheduler.simulation.guessing import Guess, GuessModel
 from scheduler.simulation.law import Law
 
-MAX_STEP_NODES = 8  # of one request in a step, as in workers/draft/frontier.py
+MAX_STEP_NODES, FEW = 8, 4  # of one request in a step, as in workers/draft/frontier.py
 _WORTHWHILE = 0.02  # of the best candidate's survival: what is less likely waits for a later step
 
 
@@ -123,7 +123,8 @@ class Sketch:
 
     def promote(self, source: str, law: Law) -> None:
         """The best candidates become nodes, and leaves if anything can come after them."""
-        best = self._best()[: max(0, min(MAX_STEP_NODES, (self.max_nodes - len(self.tree) + 1) // 2))]
+        missing = max(0, self.max_nodes - len(self.tree))
+        best = self._best()[: min(MAX_STEP_NODES, missing, max(FEW, (missing + 1) // 2))]
         for candidate in best:
             if candidate.survival < _WORTHWHILE * best[0].survival:
                 break
