@@ -6,6 +6,7 @@ import gc
 import random
 from pathlib import Path
 
+from outrider.draft_orders import DraftOrder, add_orders
 from outrider.v1 import drafter_pb2
 from tests.draft.drafter_link import make_order
 from tests.draft.drafting import load_tiny
@@ -69,8 +70,10 @@ class Host:
         raise AssertionError("not at rest after 200 steps")
 
 
-def command(order: drafter_pb2.DraftOrder) -> drafter_pb2.DrafterCommand:
-    return drafter_pb2.DrafterCommand(orders=[order])
+def command(order: DraftOrder) -> drafter_pb2.DrafterCommand:
+    command = drafter_pb2.DrafterCommand()
+    add_orders(command, [order])
+    return command
 
 
 def cycle(host: Host, number: int, rng: random.Random) -> None:

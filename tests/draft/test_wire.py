@@ -27,14 +27,20 @@ def answers_of(engine: Engine, temperature: float) -> list[Answer]:
 
 
 # Bytes a row and round. The bar is 64; the model, which is always right, is beyond it where it may have more nodes.
-CEILINGS = {("ngram", 1): 13, ("ngram", 4): 19, ("model", 1): 18, ("model", 4): 41}
+CEILINGS = {  # by TEMPERATURES
+    ("ngram", 1): (9, 8, 8),
+    ("ngram", 4): (15, 13, 12),
+    ("model", 1): (15, 15, 15),
+    ("model", 4): (30, 30, 30),
+}
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("which", range(len(TEMPERATURES)))
 @pytest.mark.parametrize(("kind", "budget"), CEILINGS)
 def test_a_round_costs_no_more_bytes_at_any_temperature(
-    engine: Engine, tiny: Path, temperature: float, kind: str, budget: int
+    engine: Engine, tiny: Path, which: int, kind: str, budget: int
 ) -> None:
     drafter = load_tiny(tiny) if kind == "model" else NgramDrafter()
-    found = measure(drafter, answers_of(engine, temperature), budget)
-    assert 0.75 * CEILINGS[kind, budget] < found["both"] <= CEILINGS[kind, budget]
+    found = measure(drafter, answers_of(engine, TEMPERATURES[which]), budget)
+    ceiling = CEILINGS[kind, budget][which]
+    assert 0.75 * ceiling < found["both"] <= ceiling
