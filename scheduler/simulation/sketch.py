@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from outrider.draft_law import DraftLaw
+from outrider.step_size import num_promoted
 from outrider.tree import DraftTree, Node
 from outrider.v1.inference_pb2 import ACCEPTANCE_RULE_REJECTION
 from scheduler.events import Growth, SendOrder
 from scheduler.simulation.guessing import Guess, GuessModel
 from scheduler.simulation.law import Law
-
-MAX_STEP_NODES, FEW = 8, 4  # of one request in a step, as in workers/draft/frontier.py
-_WORTHWHILE = 0.02  # of the best candidate's survival: what is less likely waits for a later step
 
 
 @dataclass(slots=True)
@@ -123,11 +121,9 @@ class Sketch:
 
     def promote(self, source: str, law: Law) -> None:
         """The best candidates become nodes, and leaves if anything can come after them."""
-        missing = max(0, self.max_nodes - len(self.tree))
-        best = self._best()[: min(MAX_STEP_NODES, missing, max(FEW, (missing + 1) // 2))]
-        for candidate in best:
-            if candidate.survival < _WORTHWHILE * best[0].survival:
-                break
+        best = self._best()
+        num_missing = self.max_nodes - len(self.tree)
+        for candidate in best[: num_promoted([each.survival for each in best], num_missing)]:
             guess, parent = candidate.guess, candidate.parent
             drawn = DraftLaw((guess.token,), (1.0,)) if self.is_drawn_for else None
             node = self.tree.add(parent, guess.token, source, guess.score, drawn)

@@ -10,15 +10,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from outrider.draft_law import DraftLaw
+from outrider.step_size import num_promoted
 from outrider.tree import Node
 from workers.draft.drafter import Request
-
-# Of one request in a step. The fewer, the better each step knows what is likeliest; the more, the deeper a tree is when
-# the next pass starts, where a drafter has time for few steps. In simulation 4 is best for drafters of six steps a pass
-# (2 % better), 16 for those of two (2 % better).
-MAX_STEP_NODES = 8
-_FEW = 4  # go in one step, and so in one message
-_WORTHWHILE = 0.02  # of the best candidate's survival: what is less likely waits for a later step
 
 
 @dataclass(slots=True)
@@ -50,12 +44,8 @@ class Frontier:
 
     def promote(self, request: Request, source: str, ends: Collection[int], max_context: int) -> None:
         """The best candidates become nodes, and leaves if anything can come after them."""
-        # Half of what is missing, but for the last few: what is found behind the likeliest may be likelier than others.
-        room = min(MAX_STEP_NODES, request.num_missing, max(_FEW, (request.num_missing + 1) // 2))
-        best = self.best(request.min_survival)[:room]
-        for candidate in best:
-            if candidate.survival < _WORTHWHILE * best[0].survival:
-                break
+        best = self.best(request.min_survival)
+        for candidate in best[: num_promoted([each.survival for each in best], request.num_missing)]:
             node = request.tree.add(candidate.parent, candidate.token, source, candidate.score, candidate.law)
             node.chance = candidate.chance
             self.candidates.remove(candidate)
