@@ -4,11 +4,15 @@ A pass brings something for every row in it. Making texts and messages of it tak
 between two passes, so streams are woken a few at a time, and the event loop comes to the workers' reports in between:
 the next pass does not wait for the texts of the one before. A stream that falls behind finds what several passes have
 brought, and sends it in one message.
+
+Where the event loop has no time left to idle, all streams are made to fall behind a little: a message costs the same
+however many tokens it has, and whatever is saved there goes into passes. Readers get more tokens, a moment later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -17,6 +21,8 @@ from scheduler.answer_times import Pace
 from scheduler.events import Emit, Finish
 
 NUM_AT_ONCE = 16  # streams that are woken in one turn of the event loop: a millisecond
+SATURATED = 0.9  # of the time the loop's thread was computing
+LATE_S = 0.05  # that streams are made to wait then
 
 
 @dataclass(slots=True, eq=False)
@@ -57,10 +63,12 @@ class Turns:
 
     def __init__(self) -> None:
         self._waiting: dict[Mailbox, None] = {}
+        self._load = Load()
 
     def line_up(self, mailbox: Mailbox) -> None:
         if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._wake_some)
+            is_saturated = self._load.since_last() > SATURATED
+            asyncio.get_running_loop().call_later(LATE_S if is_saturated else 0.0, self._wake_some)
         self._waiting[mailbox] = None
 
     def _wake_some(self) -> None:
@@ -69,3 +77,16 @@ class Turns:
             mailbox.wake()
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._wake_some)
+
+
+class Load:
+    """Of the thread that asks."""
+
+    def __init__(self) -> None:
+        self._asked_s, self._computed_s = time.monotonic(), time.thread_time()
+
+    def since_last(self) -> float:
+        """The share of the time since the last call in which it was computing."""
+        elapsed_s, computed_s = -self._asked_s, -self._computed_s
+        self._asked_s, self._computed_s = time.monotonic(), time.thread_time()
+        return (computed_s + self._computed_s) / max(elapsed_s + self._asked_s, 1e-9)
