@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 
-from outrider.scores import score_of, step_of
+from outrider.scores import SCORES, step_of
 from outrider.v1.inference_pb2 import SamplingParams
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.core import Core, CoreConfig
@@ -194,7 +194,7 @@ class Play:
                     first_node=new.first_number,
                     tokens=new.tokens,
                     parents=new.parents,
-                    scores=[score_of(step_of(score)) for score in new.scores],
+                    scores=[SCORES[step_of(score)] for score in new.scores],
                     is_done=new.is_done,
                     is_prefix_missing=False,
                 )

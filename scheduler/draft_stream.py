@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from outrider.draft_law import DraftLaw, unpack_laws
 from outrider.draft_orders import DraftOrder, add_orders
 from outrider.errors import InvalidRequest
-from outrider.scores import NUM_STEPS, score_of
+from outrider.scores import NUM_STEPS, SCORES
 from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport, DraftOpening
 from outrider.v1.worker_pb2 import RequestRef
 from scheduler.events import Growth, ReleaseDrafter, SendOrder
@@ -114,7 +114,7 @@ class DraftStream:
     def growths(self, report: DrafterReport) -> list[Growth]:
         """A report's growths. Those of unknown drafts are left out; one whose laws make no sense, or that is endless,
         keeps its meaning but loses its nodes."""
-        told = list(_told(report.growths))
+        told = list(_told(list(report.growths)))
         laws = _laws(report, sum(each.num_nodes for each in told))
         growths: list[Growth] = []
         start = 0
@@ -154,7 +154,7 @@ class DraftStream:
             parents=[
                 number - place // NUM_STEPS if place >= NUM_STEPS else 0 for number, place in enumerate(places, first)
             ],
-            scores=[score_of(place % NUM_STEPS) for place in places],
+            scores=[SCORES[place % NUM_STEPS] for place in places],
             is_done=told.is_done,
             is_prefix_missing=is_prefix_missing,
             laws=laws if laws and tokens else [],

@@ -11,7 +11,7 @@ from bisect import bisect
 
 NUM_STEPS = 8
 _BORDERS = (-2.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
-_SCORES = (-3.0, -1.25, -0.25, 0.25, 0.75, 1.5, 3.0, 6.0)
+SCORES = (-3.0, -1.25, -0.25, 0.25, 0.75, 1.5, 3.0, 6.0)  # in the middle of each step
 
 
 def step_of(score: float) -> int:
@@ -19,8 +19,3 @@ def step_of(score: float) -> int:
     if math.isnan(score):
         raise ValueError("a node's score is NaN")
     return bisect(_BORDERS, score)
-
-
-def score_of(step: int) -> float:
-    """In the middle of the step."""
-    return _SCORES[step]

@@ -12,7 +12,7 @@ from outrider.calibration import SCORE_BORDERS
 from outrider.draft_law import DraftLaw
 from outrider.draft_orders import DraftOrder, add_orders, orders_of
 from outrider.packing import pack_i32
-from outrider.scores import NUM_STEPS, score_of, step_of
+from outrider.scores import NUM_STEPS, SCORES, step_of
 from outrider.v1.drafter_pb2 import DrafterCommand, DrafterReport, DraftOpening
 from outrider.v1.worker_pb2 import OpenRequest, SparseLaws
 from scheduler.draft_stream import MAX_GROWTH_NODES, MAX_RELEASED, DraftStream
@@ -148,9 +148,9 @@ def test_roots_and_numbers_run_on_from_growth_to_growth() -> None:
     first, other = grown(stream, 8 * 2 + 2, 2, 70, 2, 71, 8 + 3, 8 + 2, 2, 60, 7)
     second, third = grown(stream, 8, 72, 8 * 2 + 6, 4 + 3, 0, 4)
     assert (first.tokens, first.parents, first.committed_len, first.first_node) == ([70, 71], [0, 1], 2, 1)
-    assert (other.request, other.tokens, other.scores) == (2, [60], [score_of(7)])
+    assert (other.request, other.tokens, other.scores) == (2, [60], [SCORES[7]])
     assert (second.tokens, second.parents, second.committed_len, second.first_node) == ([72], [1], 2, 3)
-    assert second.scores == [score_of(6)]
+    assert second.scores == [SCORES[6]]
     assert (third.tokens, third.committed_len, third.is_done) == ([], 6, True)
 
 
@@ -267,7 +267,7 @@ def test_what_a_worker_tells_of_its_drafts_is_what_arrives(told: list[list[NewNo
             assert (growth.request, growth.epoch) == (draft + 1, 1)
             assert (growth.committed_len, growth.is_done) == (sent.committed_len, sent.is_done)
             assert (growth.tokens, growth.parents) == (sent.tokens, sent.parents)
-            assert growth.scores == [score_of(step_of(score)) for score in sent.scores]
+            assert growth.scores == [SCORES[step_of(score)] for score in sent.scores]
             assert growth.laws or not any(sent.laws)
             if growth.laws:
                 assert growth.laws == sent.laws
@@ -277,6 +277,6 @@ def test_what_a_worker_tells_of_its_drafts_is_what_arrives(told: list[list[NewNo
 def test_a_score_arrives_in_its_step_and_a_step_is_made_of_whole_bins() -> None:
     borders = [score for score in SCORE_BORDERS if step_of(score) > step_of(score - 1e-9)]
     assert [step_of(score) for score in (-20.0, *borders, float("inf"))] == [0, 1, 2, 3, 4, 5, 6, 7, 7]
-    assert [step_of(score_of(step)) for step in range(NUM_STEPS)] == list(range(NUM_STEPS))
+    assert [step_of(SCORES[step]) for step in range(NUM_STEPS)] == list(range(NUM_STEPS))
     with pytest.raises(ValueError, match="NaN"):
         step_of(float("nan"))
