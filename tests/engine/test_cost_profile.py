@@ -168,7 +168,8 @@ def test_points_that_the_budget_does_not_reach_are_not_there(
     assert [cost.pass_ms for cost in costs] == [1000.0] * num_points
     sizes = [point.num_tokens for point in points[:num_points]]
     warm_up_and_first = [size for size in sizes for _ in range(2)]
-    assert [row.num_tokens for row in passes] == warm_up_and_first + sizes * (num_rounds - 1)
+    down_and_up = [size for number in range(1, num_rounds) for size in (sizes[::-1] if number % 2 else sizes)]
+    assert [row.num_tokens for row in passes] == warm_up_and_first + down_and_up
 
 
 def test_the_knee_is_the_most_tokens_that_cost_little_more_than_one() -> None:

@@ -4,7 +4,8 @@ One point is the time of `Engine.forward` until its logits are there, for one ro
 chains of eight below it, all of whose logits are wanted. The context is pretended, not computed.
 
     warm-up and first round    points in ascending order, each run twice and timed once, until the budget allows no more
-    further rounds             every point once, all in turn, so that a machine that changes its pace bends no curve
+    further rounds             every point once, down and up again in turn: a machine that changes its pace bends no curve,
+                               and no pass comes right behind one much larger, which would leave it cold caches
     result                     each point's median; a point that was not reached is not there
 
 Choosing and walking are not part of it. Nor is what many rows cost beyond one of as many tokens, since each reads a
@@ -100,9 +101,11 @@ def _measure(run: Callable[[Point], float], points: Sequence[Point], budget_s: f
         round_s += runs[point][0]
         expected_s[point.context_len] = 2 * runs[point][0]
     num_rounds = min(_MAX_ROUNDS, int(budget_s / round_s) - 1) if round_s > 0 else _MAX_ROUNDS
+    measured = list(runs)
     for _ in range(1, num_rounds):
-        for point, seconds in runs.items():
-            seconds.append(run(point))
+        measured.reverse()
+        for point in measured:
+            runs[point].append(run(point))
     return [PassCost(point, 1000 * statistics.median(seconds)) for point, seconds in runs.items()]
 
 
