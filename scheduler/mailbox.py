@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -58,17 +59,33 @@ class Mailbox:
         return taken
 
 
+class Load:
+    """How busy the thread that asks is."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, computed: Callable[[], float] = time.thread_time
+    ) -> None:
+        self._clock, self._computed = clock, computed
+        self._last = clock(), computed()
+
+    def since_last(self) -> float:
+        """The share of the time since the last call in which it was computing."""
+        last, self._last = self._last, (self._clock(), self._computed())
+        elapsed_s = self._last[0] - last[0]
+        return (self._last[1] - last[1]) / elapsed_s if elapsed_s > 0 else 0.0
+
+
 class Turns:
     """Streams with something in their mailboxes, in line."""
 
-    def __init__(self) -> None:
+    def __init__(self, load: Load | None = None) -> None:
         self._waiting: dict[Mailbox, None] = {}
-        self._load = Load()
+        self._load = load or Load()
 
     def line_up(self, mailbox: Mailbox) -> None:
         if not self._waiting:
-            is_saturated = self._load.since_last() > SATURATED
-            asyncio.get_running_loop().call_later(LATE_S if is_saturated else 0.0, self._wake_some)
+            late_s = LATE_S if self._load.since_last() > SATURATED else 0.0
+            asyncio.get_running_loop().call_later(late_s, self._wake_some)
         self._waiting[mailbox] = None
 
     def _wake_some(self) -> None:
@@ -77,16 +94,3 @@ class Turns:
             mailbox.wake()
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._wake_some)
-
-
-class Load:
-    """Of the thread that asks."""
-
-    def __init__(self) -> None:
-        self._asked_s, self._computed_s = time.monotonic(), time.thread_time()
-
-    def since_last(self) -> float:
-        """The share of the time since the last call in which it was computing."""
-        elapsed_s, computed_s = -self._asked_s, -self._computed_s
-        self._asked_s, self._computed_s = time.monotonic(), time.thread_time()
-        return (computed_s + self._computed_s) / max(elapsed_s + self._asked_s, 1e-9)

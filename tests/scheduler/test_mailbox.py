@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
+
+import pytest
 
 from scheduler.events import Emit
-from scheduler.mailbox import NUM_AT_ONCE, Mailbox, Turns
+from scheduler.mailbox import LATE_S, NUM_AT_ONCE, SATURATED, Load, Mailbox, Turns
 
 TIMEOUT_S = 30.0
 
@@ -43,3 +46,33 @@ async def test_streams_come_in_line_and_once_however_much_there_is_for_them() ->
     await asyncio.wait_for(asyncio.gather(*streams), TIMEOUT_S)
 
     assert done == [[1, 3], [2]]
+
+
+@pytest.mark.parametrize(("share", "messages"), [(SATURATED - 0.1, [[1], [2]]), (SATURATED + 0.1, [[1, 2]])])
+async def test_streams_fall_behind_only_where_the_loop_has_no_time_left(
+    share: float, messages: list[list[int]]
+) -> None:
+    box, done = Mailbox(), list[list[int]]()
+    seconds = count()
+    turns = Turns(Load(clock=lambda: float(next(seconds)), computed=lambda: share * next(seconds)))
+
+    async def fetch() -> None:
+        while True:
+            done.append((await box.take())[0])
+
+    stream = asyncio.create_task(fetch())
+    for token in (1, 2):
+        box.put(Emit(1, [token], ["target"], [None]))
+        turns.line_up(box)
+        await asyncio.sleep(LATE_S / 5)  # the next pass comes sooner than a stream that is made to wait
+    await asyncio.sleep(2 * LATE_S)
+    stream.cancel()
+
+    assert done == messages
+
+
+def test_the_load_is_the_share_of_the_time_since_it_was_last_asked() -> None:
+    clock, computed = iter([10.0, 12.0, 12.0, 16.0]), iter([5.0, 6.5, 6.5, 7.5])
+    load = Load(lambda: next(clock), lambda: next(computed))
+
+    assert [load.since_last() for _ in range(3)] == [0.75, 0.0, 0.25]

@@ -4,8 +4,8 @@ One point is the time of `Engine.forward` until its logits are there, for one ro
 chains of eight below it, all of whose logits are wanted. The context is pretended, not computed.
 
     warm-up and first round    points in ascending order, each run twice and timed once, until the budget allows no more
-    further rounds             every point once, down and up again in turn: a machine that changes its pace bends no curve,
-                               and no pass comes right behind one much larger, which would leave it cold caches
+    further rounds             every point once, down and up again in turn, so that a machine that changes its pace
+                               bends no curve, and no pass finds the caches as one much larger has left them
     result                     each point's median; a point that was not reached is not there
 
 Choosing and walking are not part of it. Nor is what many rows cost beyond one of as many tokens, since each reads a
