@@ -79,13 +79,14 @@ class PassTime:
         self._corrections = self._correction(self._nearness)
 
     def _profiled(self, sizes: NDArray[np.int64], context_len: int) -> NDArray[np.float64]:
-        """Linear between the measured points, and beyond the last ones as steep as before them."""
+        """Linear between the measured points, and beyond the last ones as steep as before them; of contexts below the
+        first one too."""
         curves = [_line(sizes, *points) for points in self._points]
         if len(curves) == 1:
             return curves[0]
         above = min(max(1, int(np.searchsorted(self._contexts, context_len))), len(curves) - 1)
         low, high = self._contexts[above - 1], self._contexts[above]
-        share = max((context_len - low) / (high - low), 0.0)
+        share = (context_len - low) / (high - low)
         mixed: NDArray[np.float64] = curves[above - 1] + share * (curves[above] - curves[above - 1])
         return np.maximum(mixed, 0.1 * curves[0])
 

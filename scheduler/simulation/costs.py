@@ -11,18 +11,21 @@ from scheduler.policy.pass_time import PassTime
 
 
 class Cost(Protocol):
-    def seconds(self, num_rows: int, num_tokens: int, context_len: int) -> float:
-        """Of one forward: `num_tokens` of all rows, each row behind `context_len` tokens in the mean."""
+    def seconds(self, num_rows: int, num_tokens: int, context_len: int, num_without: int = 0) -> float:
+        """Of one forward: `num_tokens` of all rows, `num_without` of them without logits, each row behind `context_len`
+        tokens in the mean."""
 
 
 class Table:
-    """Measured points of one row; several rows add what their contexts cost, and nothing else."""
+    """Measured points of one row, with all its logits; several rows add what their contexts cost, and nothing else."""
 
-    def __init__(self, points: Sequence[PassCost]) -> None:
+    def __init__(self, points: Sequence[PassCost], logits_s: float = 0.0) -> None:
+        """`logits_s`: what a token's logits take."""
         self._times = PassTime(points)
+        self._logits_s = logits_s
 
-    def seconds(self, num_rows: int, num_tokens: int, context_len: int) -> float:
-        one = self._times.seconds(num_tokens, context_len)
+    def seconds(self, num_rows: int, num_tokens: int, context_len: int, num_without: int = 0) -> float:
+        one = self._times.seconds(num_tokens, context_len) - num_without * self._logits_s
         behind = self._times.seconds(1, context_len) - self._times.seconds(1, 0)
         return one + max(behind, 0.0) * (num_rows - 1)
 
@@ -38,7 +41,8 @@ class Roofline:
     flops_per_s: float  # that are really reached
     overhead_s: float  # launches, all-reduces, choosing
 
-    def seconds(self, num_rows: int, num_tokens: int, context_len: int) -> float:
+    def seconds(self, num_rows: int, num_tokens: int, context_len: int, num_without: int = 0) -> float:
+        """Logits are a small part of a large model's work: they are not told apart."""
         read = self.weight_bytes + num_rows * context_len * self.kv_bytes_per_token
         return self.overhead_s + max(read / self.bytes_per_s, num_tokens * self.flops_per_token / self.flops_per_s)
 

@@ -39,6 +39,9 @@ class CostSection(Section):
     """Either a table of [tokens, context, milliseconds], or a roofline."""
 
     table: list[Annotated[list[NotNegative], Field(min_length=3, max_length=3)]] | None = None
+    logits_ms: NotNegative = Field(
+        default=0.0, description="of a token of the table: what a prompt's token, but for the last, does without"
+    )
     roofline: RooflineSection | None = None
 
     @model_validator(mode="after")
@@ -49,7 +52,8 @@ class CostSection(Section):
 
     def cost(self) -> Cost:
         if self.table is not None:
-            return Table([PassCost(round(tokens), round(context), ms / 1000) for tokens, context, ms in self.table])
+            points = [PassCost(round(tokens), round(context), ms / 1000) for tokens, context, ms in self.table]
+            return Table(points, self.logits_ms / 1000)
         line = self.roofline
         assert line is not None
         return Roofline(

@@ -104,7 +104,9 @@ def draw_cell(rng: Random) -> CellModel:
     )
     return CellModel(
         law=law,
-        target=TargetModel(facts, lambda _, num_tokens, __: 0.02 + slope_s * num_tokens, spread=rng.choice([0.0, 0.5])),
+        target=TargetModel(
+            facts, lambda _, num_tokens, *__: 0.02 + slope_s * num_tokens, spread=rng.choice([0.0, 0.5])
+        ),
         workers=workers,
         core=core,
         target_wire=_draw_wire(rng),

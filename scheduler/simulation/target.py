@@ -24,7 +24,8 @@ Reply = Callable[[Event], None]
 @dataclass(frozen=True, slots=True)
 class TargetModel:
     facts: TargetFacts
-    pass_s: Callable[[int, int, int], float]  # by rows, the tokens that are computed, and the mean context of a row
+    # By rows, the tokens that are computed, the mean context of a row, and how many of the tokens need no logits.
+    pass_s: Callable[[int, int, int, int], float]
     spread: float = 0.0  # a pass takes up to so much more or less than that, as a share
     disturbance: float = 0.0  # a second of drafting takes so much of the target's: both are on one machine
 
@@ -127,9 +128,10 @@ class Target:
 
     def _start_pass(self, session: int, pass_id: int, rows: Sequence[PlannedRow]) -> None:
         idle_s = self._agenda.now_s - self._idle_since_s
-        outcomes, num_tokens, context_len = self._verify(session, rows)
+        outcomes, num_tokens, context_len, num_without = self._verify(session, rows)
         spread = self._rng.uniform(-self._model.spread, self._model.spread) if self._model.spread else 0.0
-        pass_s = self._model.pass_s(len(rows), max(num_tokens, 1), context_len) * self.slowness * (1 + spread)
+        pass_s = self._model.pass_s(len(rows), max(num_tokens, 1), context_len, num_without)
+        pass_s *= self.slowness * (1 + spread)
         self._is_busy = True
         done = PassDone(pass_id, outcomes, max(self.num_free_blocks, 0), pass_s, idle_s, num_tokens, self._address)
         self._agenda.after(pass_s, partial(self._lengthen_pass, session, done, self._drafted_s()))
@@ -157,19 +159,20 @@ class Target:
 
     # ── a pass ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _verify(self, session: int, rows: Sequence[PlannedRow]) -> tuple[list[RowOutcome], int, int]:
-        """The outcomes, the tokens computed for them, and the mean context behind these."""
+    def _verify(self, session: int, rows: Sequence[PlannedRow]) -> tuple[list[RowOutcome], int, int, int]:
+        """The outcomes, the tokens computed for them, the mean context behind these, and those without logits."""
         room = self.num_free_blocks
-        num_tokens = context_len = 0
+        num_tokens = context_len = num_without = 0
         outcomes: list[RowOutcome] = []
         for row in rows:
             before = self._held[session, row.request].num_cached if (session, row.request) in self._held else 0
             outcome, computed, blocks = self._verify_row(session, row, room)
             outcomes.append(outcome)
             num_tokens += computed
+            num_without += max(computed - (1 + len(row.node_tokens) if outcome.tokens else 0), 0)
             context_len += before
             room -= blocks
-        return outcomes, num_tokens, context_len // max(len(rows), 1)
+        return outcomes, num_tokens, context_len // max(len(rows), 1), num_without
 
     def _verify_row(self, session: int, row: PlannedRow, room: int) -> tuple[RowOutcome, int, int]:
         """The outcome, the tokens computed and the blocks taken, nodes included: they are given back after the pass."""

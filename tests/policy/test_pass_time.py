@@ -23,6 +23,7 @@ def test_the_profile_is_met_at_its_points_and_lines_lie_between() -> None:
     assert time.seconds(36, 256) == pytest.approx(0.052)
     assert time.seconds(8, 640) == pytest.approx(0.026)
     assert time.seconds(120, 256) == pytest.approx(0.136), "as steep as before"
+    assert time.seconds(8, 64) == pytest.approx(0.023), "of contexts below the first one too"
     assert time.curve(100, 256)[[1, 8, 64]] == pytest.approx([0.020, 0.024, 0.080])
 
 

@@ -142,6 +142,23 @@ def test_a_table_adds_a_context_for_every_row() -> None:
     )
 
 
+def test_what_needs_no_logits_takes_less() -> None:
+    cost = Table([PassCost(1, 0, 0.01), PassCost(64, 0, 0.08)], logits_s=0.0002)
+    assert cost.seconds(1, 64, 0) == pytest.approx(0.08)
+    assert cost.seconds(1, 64, 0, 63) == pytest.approx(0.08 - 63 * 0.0002)
+
+
+def test_only_the_last_token_of_a_prompt_has_its_logits_computed() -> None:
+    prompt, length = {"median": 40.0, "spread": 0.0, "max": 40}, {"median": 1.0, "spread": 0.0, "max": 1}
+    load = {"prompt": prompt, "answer": length}
+    table = [[1, 0, 10.0], [41, 0, 50.0]]
+    slow, fast = (
+        goodput("plain", load=load, target={"cost": {"table": table, "logits_ms": logits_ms}})
+        for logits_ms in (0.0, 0.5)
+    )
+    assert fast > 1.3 * slow
+
+
 def test_a_sweep_runs_every_strategy_at_every_point_and_keeps_the_best_fixed_shape() -> None:
     scenario = small_scenario(load={"duration_s": 0.5, "warm_up_s": 0.1})
     todo = jobs(scenario, ["plain", BEST_FIXED], {"concurrency": [1, 2], "rtt-ms": [5]})
