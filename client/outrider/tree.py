@@ -79,10 +79,16 @@ class Node:
 
     @chance.setter
     def chance(self, chance: float) -> None:
+        if chance == self._chance:
+            return
         self._chance = chance
         self.survival = chance if self.parent is None else chance * self.parent.survival
-        for child in self.children.values():
-            child.chance = child._chance
+        if self.children:
+            below = list(self.children.values())
+            for node in below:  # a loop, since a chain may be longer than calls may be deep
+                assert node.parent is not None
+                node.survival = node._chance * node.parent.survival
+                below += node.children.values()
 
     def __repr__(self) -> str:
         return f"Node({self.number}, token {self.token}, depth {self.depth}, survival {self.survival:.3g})"

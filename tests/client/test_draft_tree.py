@@ -162,6 +162,15 @@ def test_survival_is_the_product_of_the_chances_on_the_path_also_behind_an_advan
     assert tree.depth == max((len(path_of(node)) for node in tree), default=0)
 
 
+def test_a_chance_reaches_the_end_of_a_chain_that_is_longer_than_calls_may_be_deep() -> None:
+    tree = DraftTree()
+    nodes = [tree.add(None, 0, "a")]
+    for token in range(1, 2000):
+        nodes.append(tree.add(nodes[-1], token, "a"))
+    nodes[0].chance = 0.5
+    assert {node.survival for node in nodes} == {0.5}
+
+
 def test_the_empty_path_leads_to_no_node() -> None:
     tree = DraftTree()
     grow(tree, (1,))

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from outrider.errors import InvalidRequest, Unsupported
-from outrider.v1.inference_pb2 import SamplingParams
+from outrider.v1.inference_pb2 import LogitBias, SamplingParams
+from outrider.v1.worker_pb2 import OpenRequest
 from tests.draft.drafting import BLOCK_BYTES, Driver, load_tiny, params_of
 from tests.target_link import GREEDY, SEEDED, Reference
 from tests.tiny import END_TOKEN, save_tiny_llama
+from workers.choice.params import guess_params
 from workers.draft import model
 from workers.draft.drafter import Resources
 from workers.draft.model import ModelDrafter, load, load_engine
@@ -317,6 +319,33 @@ def _opened(drafter: ModelDrafter) -> int:
     key = next(drafter._keys)
     drafter._engine.open(key)
     return key
+
+
+BEYOND = {
+    "bias": SamplingParams(temperature=0, logit_bias=[LogitBias(token_id=VOCAB, bias=9.0)]),
+    "allowed": SamplingParams(temperature=0, allowed_token_ids=[*range(VOCAB), VOCAB + 6]),
+    "early ends": SamplingParams(temperature=0, min_tokens=50),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_tokens_beyond_the_models_vocabulary_are_left_to_the_target(
+    drafter: ModelDrafter, driver: Driver, reference: Reference, name: str
+) -> None:
+    """The target's may be padded further than the drafter's."""
+    opening = OpenRequest(sampling=BEYOND[name], end_token_ids=[VOCAB + 1], num_prompt_tokens=len(PROMPT))
+    opening.bad_words.add(ids=[PROMPT[-1], VOCAB])
+    driver.open(1, guess_params(opening), PROMPT, 40)
+    driver.finish()
+
+    assert is_drafted(driver, until_end(reference.decode(PROMPT, 3, GREEDY)))
+
+
+def test_where_only_tokens_beyond_the_models_vocabulary_are_allowed_nothing_is_drafted(driver: Driver) -> None:
+    driver.open(1, params_of(SamplingParams(temperature=0, allowed_token_ids=[VOCAB, VOCAB + 1])), PROMPT, 40)
+    driver.finish()
+
+    assert driver.told[1].standing() == []
 
 
 @pytest.mark.parametrize("ids", [[], [3, 2], [-1, 2], ["a"]])

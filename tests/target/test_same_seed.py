@@ -56,9 +56,13 @@ def opening(sampling: SamplingParams, temperature: float, name: str) -> worker_p
     return opened
 
 
-@pytest.fixture(scope="module")
-def passes(tiny: Path) -> Passes:
-    engine = Engine(prepare_checkpoint(str(tiny)), dtype="float32", kv_cache_bytes=1 << 20)
+@pytest.fixture(scope="module", params=["kernels", "torch"])
+def passes(tiny: Path, request: pytest.FixtureRequest) -> Passes:
+    """Over the CPU's forward, and over the one of every other device."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr("workers.engine.forward.load_kernels", lambda cache_dir: False)
+        engine = Engine(prepare_checkpoint(str(tiny)), dtype="float32", kv_cache_bytes=1 << 20)
     return Passes(engine, NoiseCache(VOCAB), Grammars(tiny, VOCAB, [0]), max_pass_tokens=512)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from outrider.errors import InvalidRequest, Unsupported
@@ -85,6 +85,20 @@ class ChoiceParams:
             or self.bad_words
             or self.min_tokens
             or self.grammar
+        )
+
+    def within(self, vocab_size: int) -> ChoiceParams | None:
+        """What of it a smaller vocabulary can follow, for a guess at the choice. None: no token that is allowed is in
+        it."""
+        allowed = tuple(token for token in self.allowed_token_ids if token < vocab_size)
+        if self.allowed_token_ids and not allowed:
+            return None
+        return replace(
+            self,
+            allowed_token_ids=allowed,
+            logit_bias=tuple((token, bias) for token, bias in self.logit_bias if token < vocab_size),
+            bad_words=tuple(word for word in self.bad_words if max(word) < vocab_size),
+            end_token_ids=tuple(token for token in self.end_token_ids if token < vocab_size),
         )
 
 

@@ -70,7 +70,7 @@ class _State:
     def __init__(self, branches: Branches) -> None:
         self.branches = branches
         self.frontier = Frontier()
-        self.is_readable = True  # all committed tokens are in the model's vocabulary
+        self.is_readable = True  # the model's vocabulary has all committed tokens, and one that is allowed
 
 
 class ModelDrafter:
@@ -91,7 +91,9 @@ class ModelDrafter:
 
     def open(self, request: Request) -> None:
         self._requests[request.key] = request
-        self._states[request.key] = _State(Branches(self._engine, self._keys))
+        state = self._states[request.key] = _State(Branches(self._engine, self._keys))
+        params = request.params.within(self._engine.spec.vocab_size)
+        request.params, state.is_readable = params or request.params, params is not None
 
     def commit(self, request: Request, tokens: Sequence[int]) -> None:
         state = self._states[request.key]

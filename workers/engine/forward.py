@@ -79,7 +79,7 @@ class TorchForward:
     def allocate(self, num_blocks: int, block_size: int) -> None:
         self._store = KVStore(self.kv_shape, num_blocks * block_size, self._device)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: whoever chooses edits the logits in place
     def run(self, layout: Layout) -> Tensor:
         self._store.move(layout.moves)
         output = self._module(

@@ -187,7 +187,7 @@ timeoutSeconds: 5
 - {name: OUTRIDER_CACHE, value: /cache}
 - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
 - {name: RAY_worker_niceness, value: "0"}  # Ray's default of 15 gives those who serve the lowest priority
-- {name: RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO, value: "0"}
+- {name: RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO, value: "1"}  # who asked for no GPU sees none
 {{- if eq .group "headgroup" }}
 # A node that is gone is seen after 3 s, by default after 14.
 - {name: RAY_health_check_initial_delay_ms, value: "0"}
