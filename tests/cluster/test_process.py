@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from concurrent.futures import Future
 from unittest.mock import MagicMock
 
@@ -10,6 +13,7 @@ import pytest
 
 from cluster.errors import WorkerFailed
 from cluster.process import WorkerProcess, _plain_reason
+from cluster.ray_runtime import _SETTINGS
 
 FIELDS = "\tclass_name: TargetActor\n\tactor_id: 22f0fb8b95c5b90aacfb5abb01000000"
 
@@ -31,6 +35,24 @@ def process_that_answers(answer: Future[str]) -> WorkerProcess:
     process._handle = MagicMock()
     process._handle.ping.remote.return_value.future.return_value = answer
     return process
+
+
+_SEEN = """
+import logging, os, ray
+ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False,
+         logging_level=logging.ERROR, object_store_memory=80 << 20, _node_ip_address="127.0.0.1")
+look = ray.remote(num_cpus=0, num_gpus=0)(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
+print(repr(ray.get(look.remote())))
+ray.shutdown()
+"""
+
+
+def test_who_asks_for_no_gpu_sees_none() -> None:
+    """transformers would take one that it sees for ranks on the CPU. (Ray is told of a GPU that is not there.)"""
+    asked = subprocess.run(
+        [sys.executable, "-c", _SEEN], env=os.environ | _SETTINGS, capture_output=True, text=True, timeout=120
+    )
+    assert asked.stdout.strip() == "''", asked.stderr
 
 
 async def test_a_call_that_is_cancelled_as_its_answer_comes_is_cancelled() -> None:
