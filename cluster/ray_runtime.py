@@ -37,6 +37,7 @@ _WATCH_POLL_S = 1.0
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who asked for no GPU sees none: ranks on CPUs must not
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a call that comes when Ray is stopped fails, and starts no other one
     # Ray's handler would end this process at SIGTERM, in the middle of a drain. Native crashes of workers are
     # told by Python's faulthandler instead (actors.py).
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
