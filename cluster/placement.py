@@ -127,8 +127,10 @@ def groups_at_once(config: CellConfig) -> int:
 async def reserve_target(config: CellConfig, timeout_s: float) -> Any:
     """A placement group with one bundle per target rank, on one machine.
 
-    Raises PlacementError when the machines are busy for longer than `timeout_s`.
+    Raises PlacementError when the machines are busy for longer than `timeout_s`, or Ray fails.
     """
+    import ray
+
     rank = bundle_of(TARGET, config.target.device)
     making = asyncio.create_task(asyncio.to_thread(_make_group, rank, config.target.tensor_parallel))
     try:
@@ -137,6 +139,8 @@ async def reserve_target(config: CellConfig, timeout_s: float) -> Any:
             await asyncio.wrap_future(is_ready.future())
     except BaseException as error:
         making.add_done_callback(_free_made)
+        if isinstance(error, ray.exceptions.RayError):
+            raise PlacementError(f"Ray failed to place the target: {error}") from error
         if not isinstance(error, TimeoutError):
             raise
         raise PlacementError(

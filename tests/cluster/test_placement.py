@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
+import ray
 
+from cluster import placement
 from cluster.config import RaySection, load_config
 from cluster.errors import PlacementError
 from cluster.placement import (
@@ -129,3 +133,14 @@ def test_drafters_whose_machines_are_added_on_demand_need_none_yet_and_the_targe
     check_feasible(config(**two), [LARGE])
     with pytest.raises(PlacementError, match="the target needs"):
         check_feasible(config(target={"tensor_parallel": 3}, **two), [LARGE])
+
+
+async def test_a_failure_of_ray_is_one_of_the_placement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the target's keeper tries again, and the cell goes on."""
+    is_ready = MagicMock()
+    is_ready.future.return_value = failed = Future[None]()
+    failed.set_exception(ray.exceptions.RaySystemError("its head is away"))
+    monkeypatch.setattr(placement, "_make_group", lambda *_: (MagicMock(), is_ready))
+    monkeypatch.setattr(placement, "free_target", lambda group: None)
+    with pytest.raises(PlacementError, match="its head is away"):
+        await placement.reserve_target(config(), 5.0)
