@@ -2,9 +2,10 @@
 group_decision.py.
 
 The measure is the worth that the scheduler tells (scheduler/policy/worth.py), and the bar is the price: j more drafters
-pay if the share that they add to the cell's goodput is at least the share that they add to its cost,
+pay if the share that they add to the cell's goodput is at least the share that they add to its cost, and something at
+all for each of them,
 
-    G(k + j) / G(k) - 1  >=  j · price / C(k)
+    G(k + j) / G(k) - 1  >=  j · max(price / C(k), min_gain)
 
 C(k) being the hourly price of the target and of all drafters. The last one is kept if it still pays, by the same rule
 from k - 1 on. Hysteresis moves the bar, up for a new one and down for one that is there; after any change nothing
@@ -92,7 +93,7 @@ def _by_price(rules: AutoscaleSection, section: DrafterSection, worth: Worth, ot
     number, goodputs, price = worth.num_drafters, worth.goodputs, section.price_per_hour
     for after in range(number + 1, section.max_workers + 1):
         gain = goodputs[after] / worth.goodput - 1
-        bar = _bar(rules, price * (after - number), other_cost + price * number, 1 + rules.hysteresis)
+        bar = (after - number) * _bar(rules, price, other_cost + price * number, 1 + rules.hysteresis)
         if gain >= bar:
             return Decision(
                 number, after, f"{after - number} more add {_percent(gain)}; they pay from {_percent(bar)} on"
@@ -106,7 +107,7 @@ def _by_price(rules: AutoscaleSection, section: DrafterSection, worth: Worth, ot
 
 
 def _bar(rules: AutoscaleSection, price: float, cost: float, slack: float) -> float:
-    """The share of goodput from which on it is worth its price."""
+    """The share of goodput from which on a drafter is worth its price."""
     share = price / cost if cost > 0 else float("inf") if price > 0 else 0.0
     return max(share, rules.min_gain) * slack
 

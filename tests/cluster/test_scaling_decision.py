@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -60,6 +61,24 @@ def test_a_free_drafter_has_to_add_something_all_the_same() -> None:
     assert decided((100, 102.5), 0, price=0.0, most=1).num_after == 1
     assert decided((100, 102.3), 0, price=0.0, most=1).num_after == 0
     assert decided((100, 101.5, 101.5), 1, price=0.0, most=1).num_after == 0
+
+
+def test_each_of_several_has_to_add_as_much_as_one() -> None:
+    assert decided((100, 104.7, 104.7), 0, price=0.0, most=2).num_after == 1
+    assert decided((100, 101.0, 104.9), 0, price=0.0, most=2).num_after == 2
+    assert decided((100, 101.0, 104.7), 0, price=0.0, most=2).num_after == 0
+
+
+@pytest.mark.parametrize("price", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("share", [0.005, 0.01, 0.013, 0.018, 0.025, 0.05, 0.1, 0.2])
+def test_where_nothing_changes_what_was_added_stays_and_what_has_gone_stays_away(price: float, share: float) -> None:
+    goodputs = tuple(100 * (1 + share * number) for number in range(5))
+    for start in range(5):
+        numbers = [start]
+        for _ in range(10):
+            numbers.append(decided(goodputs, numbers[-1], price=price).num_after)
+        steps = [after - before for before, after in pairwise(numbers)]
+        assert all(step >= 0 for step in steps) or all(step <= 0 for step in steps), numbers
 
 
 def test_bounds_are_kept() -> None:
