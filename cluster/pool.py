@@ -61,8 +61,7 @@ class Pool(Generic[AnyPart]):
         """As it is now. What is found missing counts as starting from then on."""
         missing = [part for part in self._wanted if part.address is None]
         self._missing_since_s = {part: self._missing_since_s.get(part, self._clock()) for part in missing}
-        since_s = min(self._missing_since_s.values(), default=0.0)
-        return PoolState(len(self._wanted), len(missing), since_s, self._changed_s)
+        return PoolState(len(self._wanted), tuple(self._missing_since_s.values()), self._changed_s)
 
     def scale_to(self, number: int) -> None:
         """Returns at once; what starts, or drains, takes its time."""
@@ -77,10 +76,12 @@ class Pool(Generic[AnyPart]):
             self.num_draining += 1
             self._tasks.create_task(self._retire(part))
 
-    def _how_missed(self, part: AnyPart) -> int:
-        """One that is given up, or has not come yet, is missed by nobody; of the others the newest has fewest
-        requests."""
-        return 0 if self._keepers[part].done() else 1 if part.address is None else 2
+    def _how_missed(self, part: AnyPart) -> tuple[int, float]:
+        """One that is given up, or has not come yet, is missed by nobody, least of all the one that has tried longest;
+        of the others the newest has fewest requests."""
+        if part.address is not None:
+            return 2, 0.0
+        return 0 if self._keepers[part].done() else 1, self._missing_since_s.get(part, self._clock())
 
     def _watch(self, part: AnyPart) -> None:
         self._wanted.append(part)

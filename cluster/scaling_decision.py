@@ -25,9 +25,12 @@ class PoolState:
     """A pool as the autoscaler sees it. Times are on its clock."""
 
     num_wanted: int
-    num_starting: int  # of these
-    starting_since_s: float  # the one that has tried longest; any number where none starts
+    starting_since_s: tuple[float, ...]  # those of them that do not serve: since when each has tried to
     changed_s: float  # when the number was last changed
+
+    @property
+    def num_starting(self) -> int:
+        return len(self.starting_since_s)
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,11 @@ def decide(
 
 def withdrawn(rules: AutoscaleSection, state: PoolState, least: int, now_s: float) -> Decision | None:
     """What has tried to start for too long is not wanted any more, down to `least`. None where nothing has."""
-    after = max(state.num_wanted - state.num_starting, least)
-    if not state.num_starting or now_s - state.starting_since_s < rules.give_up_s or after >= state.num_wanted:
+    num_late = sum(now_s - since_s >= rules.give_up_s for since_s in state.starting_since_s)
+    after = max(state.num_wanted - num_late, least)
+    if after >= state.num_wanted:
         return None
-    return Decision(state.num_wanted, after, f"{state.num_starting} did not start within {rules.give_up_s:g} s")
+    return Decision(state.num_wanted, after, f"{num_late} did not start within {rules.give_up_s:g} s")
 
 
 def unless_cooling(rules: AutoscaleSection, state: PoolState, wish: Decision, now_s: float) -> Decision:

@@ -178,6 +178,23 @@ async def test_one_that_is_started_again_has_as_long_for_it_as_a_new_one() -> No
             assert world.pool.num_wanted == number
 
 
+async def test_of_those_that_are_missing_the_one_goes_that_was_for_longest() -> None:
+    async with World() as world:
+        for _ in range(3):
+            await world.scaler.step()
+        await world.settle()
+        world.parts[1].address = world.parts[2].address = "somewhere"
+        world.time_s += 59.0
+        await world.scaler.step()
+        world.parts[2].address = None  # lost
+        world.time_s += 1.0
+        await world.scaler.step()
+        await world.settle()
+        assert "1 did not start within 60 s" in world.shown.pools[0].reason
+        assert world.log[-1] == "leave d1"
+        assert world.pool.num_wanted == 2
+
+
 # ── target groups ───────────────────────────────────────────────────────────────────────────────────
 
 

@@ -38,10 +38,10 @@ def decided(
     most: int = 4,
     peak: float | None = None,
     rules: AutoscaleSection = RULES,
-    **state: float,
+    **state: Any,
 ) -> Decision:
     section = TargetSection(groups=least, min_groups=least, max_groups=most)
-    known: dict[str, Any] = {"num_starting": 0, "starting_since_s": 0.0, "changed_s": 0.0, **state}
+    known: dict[str, Any] = {"starting_since_s": (), "changed_s": 0.0, **state}
     peak = pressure.demand if peak is None else peak
     return decide_groups(rules, section, PoolState(number, **known), pressure, peak, NOW_S)
 
@@ -84,7 +84,7 @@ def test_one_more_comes_where_demand_would_fit_and_some_still_find_no_room() -> 
 
 
 def test_while_some_are_starting_more_come_only_for_more_than_they_have_room_for() -> None:
-    starting = {"num_starting": 1, "starting_since_s": NOW_S - 30}
+    starting = {"starting_since_s": (NOW_S - 30,)}
     assert not decided(2, asked(8, 8), **starting).is_change
     assert decided(2, asked(8, 9), **starting).num_after == 3
 
@@ -132,10 +132,16 @@ def test_and_removed_later_still(ago_s: float, number: int) -> None:
 
 
 def test_those_that_do_not_start_are_not_wanted_any_more() -> None:
-    late = {"num_starting": 2, "starting_since_s": NOW_S - RULES.give_up_s, "changed_s": NOW_S}
+    since_s = NOW_S - RULES.give_up_s
+    late = {"starting_since_s": (since_s, since_s), "changed_s": NOW_S}
     assert decided(3, asked(8, 8), **late).num_after == 1
     assert decided(3, asked(8, 8), least=2, **late).num_after == 2
-    assert not decided(3, asked(8, 8), **late | {"starting_since_s": NOW_S - 59.9}).is_change
+    assert not decided(3, asked(8, 8), **late | {"starting_since_s": (NOW_S - 59.9, NOW_S - 59.9)}).is_change
+
+
+def test_one_that_was_lost_a_moment_ago_is_not_given_up_with_one_that_has_tried_for_long() -> None:
+    decision = decided(3, asked(8, 8), starting_since_s=(NOW_S - RULES.give_up_s, NOW_S - 1), changed_s=NOW_S)
+    assert (decision.num_after, decision.reason) == (2, "1 did not start within 60 s")
 
 
 def test_nothing_is_decided_while_no_group_is_there() -> None:

@@ -26,10 +26,10 @@ def decided(
     price: float = 1.0,
     least: int = 0,
     most: int = 4,
-    **state: float,
+    **state: Any,
 ) -> Decision:
     section = DrafterSection(kind="ngram", name="d", min_workers=least, max_workers=most, price_per_hour=price)
-    known: dict[str, Any] = {"num_starting": 0, "starting_since_s": 0.0, "changed_s": 0.0, **state}
+    known: dict[str, Any] = {"starting_since_s": (), "changed_s": 0.0, **state}
     worth = goodputs if isinstance(goodputs, Lack) else Worth(number, goodputs)
     return decide(RULES, section, PoolState(number, **known), worth, TARGET_PRICE, NOW_S)
 
@@ -117,10 +117,17 @@ def test_and_removed_later_still(ago_s: float, number: int) -> None:
 
 def test_those_that_do_not_start_are_not_wanted_any_more() -> None:
     rising = (100.0, 200.0, 300.0, 400.0, 500.0)
-    late = {"num_starting": 2, "starting_since_s": NOW_S - RULES.give_up_s, "changed_s": NOW_S}
+    since_s = NOW_S - RULES.give_up_s
+    late = {"starting_since_s": (since_s, since_s), "changed_s": NOW_S}
     assert decided(rising, 3, **late).num_after == 1
     assert decided(rising, 3, least=2, **late).num_after == 2
-    assert not decided(rising, 3, **late | {"starting_since_s": NOW_S - 1}).is_change
+    assert not decided(rising, 3, **late | {"starting_since_s": (NOW_S - 1, NOW_S - 1)}).is_change
+
+
+def test_one_that_was_lost_a_moment_ago_is_not_given_up_with_one_that_has_tried_for_long() -> None:
+    rising = (100.0, 200.0, 300.0, 400.0, 500.0)
+    decision = decided(rising, 3, starting_since_s=(NOW_S - RULES.give_up_s, NOW_S - 1), changed_s=NOW_S)
+    assert (decision.num_after, decision.reason) == (2, "1 did not start within 60 s")
 
 
 def of(**sections: Any) -> CellConfig:
