@@ -16,6 +16,7 @@ from cluster.errors import ClusterError, WorkerFailed
 
 log = logging.getLogger(__name__)
 
+_MOST_DOUBLINGS = 1023  # of 1.0 that are a float
 _GRACE_S = 1.0  # for the old life of a part that has moved: nobody sends to it any more
 
 
@@ -71,7 +72,8 @@ class RestartBudget:
             self._restarts.popleft()
         if len(self._restarts) >= self._limits.max_restarts:
             return None
-        delay_s = min(self._limits.first_backoff_s * 2.0 ** len(self._restarts), self._limits.max_backoff_s)
+        factor = 2.0 ** min(len(self._restarts), _MOST_DOUBLINGS)
+        delay_s = min(self._limits.first_backoff_s * factor, self._limits.max_backoff_s)
         self._restarts.append(now_s)
         return delay_s
 

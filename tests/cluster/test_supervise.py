@@ -113,6 +113,11 @@ def test_the_wait_doubles_with_every_restart_in_the_window_up_to_the_limit() -> 
     assert [budget.next_delay_s(0.0) for _ in range(6)] == [1.0, 2.0, 4.0, 5.0, 5.0, None]
 
 
+def test_however_often_it_doubles_the_wait_is_the_limit() -> None:
+    budget = RestartBudget(RestartSection(max_restarts=1100, first_backoff_s=1.0, max_backoff_s=5.0))
+    assert [budget.next_delay_s(0.0) for _ in range(1101)] == [1.0, 2.0, 4.0, *[5.0] * 1097, None]
+
+
 def test_restarts_before_the_window_are_forgotten() -> None:
     budget = RestartBudget(RestartSection(max_restarts=1, window_s=10.0, first_backoff_s=1.0))
     assert budget.next_delay_s(0.0) == 1.0
