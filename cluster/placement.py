@@ -34,6 +34,11 @@ class Machine:
         """How many workers of this kind would fit if it were empty."""
         return int(min(self.resources.get(resource, 0.0) // amount for resource, amount in bundle.items()))
 
+    def beside(self, count: int, bundle: Bundle) -> Machine:
+        """What it still offers where it holds so many workers of this kind."""
+        left = {resource: self.resources[resource] - count * amount for resource, amount in bundle.items()}
+        return Machine(self.name, {**self.resources, **left})
+
 
 def bundle_of(pool: str, device: Device) -> Bundle:
     """What one worker of a pool occupies."""
@@ -94,15 +99,34 @@ def check_feasible(config: CellConfig, machines: Sequence[Machine]) -> None:
             f"lower {keys}, or start a machine with ray start {_flags(num_ranks, rank)}"
         )
     sections = [] if config.ray.autoscaled else config.drafters
+    machines = _beside_target(config, machines)
     devices = [drafter.device for drafter in sections for _ in range(drafter.min_workers)]
     wants: tuple[tuple[Device, int], ...] = (("cuda", devices.count("cuda")), ("cpu", len(devices)))
     for device, wanted in wants:  # one with a GPU takes a place in the pool too
         worker = bundle_of(DRAFT, device)
         if sum(machine.room_for(worker) for machine in machines) < wanted:
             raise PlacementError(
-                f"the drafters need {_times(wanted, worker)} in all, and there is {_offers(machines, worker)}: "
+                f"the drafters need {_times(wanted, worker)} in all, and "
+                f"beside the target there is {_offers(machines, worker)}: "
                 f"configure fewer drafters, or start a machine with ray start {_flags(1, worker)}"
             )
+
+
+def _beside_target(config: CellConfig, machines: Sequence[Machine]) -> list[Machine]:
+    """What the machines offer drafters, with the target groups, for which there is room, where they take the fewest
+    places of a drafter with a GPU."""
+    rank, num_ranks = bundle_of(TARGET, config.target.device), config.target.tensor_parallel
+    drafter = bundle_of(DRAFT, "cuda")
+    left = list(machines)
+
+    def lost_places(index: int) -> int:
+        return left[index].room_for(drafter) - left[index].beside(num_ranks, rank).room_for(drafter)
+
+    for _ in range(groups_at_once(config)):
+        fitting = [index for index, machine in enumerate(left) if machine.room_for(rank) >= num_ranks]
+        best = min(fitting, key=lost_places)
+        left[best] = left[best].beside(num_ranks, rank)
+    return left
 
 
 def cores_of(config: CellConfig, machines: Sequence[Machine]) -> int:

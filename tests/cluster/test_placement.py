@@ -96,6 +96,29 @@ def test_on_cuda_a_rank_needs_a_gpu_beside_its_place_in_the_pool() -> None:
         check_feasible(config(target={"device": "cuda"}), [SMALL])
 
 
+ON_GPUS = {"target": {"groups": 2, "device": "cuda"}, "drafters": [{"kind": "model", "source": "m", "device": "cuda"}]}
+
+
+def test_a_gpu_that_the_target_takes_is_none_for_drafters() -> None:
+    busy = Machine("10.0.0.3", {"target": 2.0, "draft": 2.0, "GPU": 2.0})
+    with pytest.raises(PlacementError) as raised:
+        check_feasible(config(**ON_GPUS), [busy])
+    for part in ("need 1 × draft and 1 × GPU in all", "beside the target", "10.0.0.3 with 2 × draft and 0 × GPU"):
+        assert part in raised.value.message
+    check_feasible(config(**ON_GPUS), [Machine("10.0.0.3", {"target": 2.0, "draft": 2.0, "GPU": 3.0})])
+    check_feasible(config(**ON_GPUS | {"drafters": [{"kind": "ngram"}]}), [busy])
+
+
+def test_the_target_is_taken_to_be_where_it_leaves_drafters_most_gpus() -> None:
+    only_target = Machine("10.0.0.3", {"target": 1.0, "GPU": 1.0})
+    both = Machine("10.0.0.4", {"target": 2.0, "draft": 1.0, "GPU": 2.0})
+    for machines in ([only_target, both], [both, only_target]):
+        check_feasible(config(**ON_GPUS), machines)
+    check_feasible(config(**ON_GPUS), [Machine("10.0.0.5", {"target": 2.0, "GPU": 2.0}), both])
+    with pytest.raises(PlacementError, match="drafters need"):
+        check_feasible(config(**ON_GPUS), [both])
+
+
 def test_without_any_machine_the_message_says_so() -> None:
     with pytest.raises(PlacementError, match="there is no machine"):
         check_feasible(config(), [])
