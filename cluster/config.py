@@ -30,7 +30,7 @@ from outrider.tls import CELL_NAME
 DEFAULT_CACHE_DIR = Path("~/.cache/outrider")
 
 Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DrafterKind = Literal[
@@ -41,6 +41,7 @@ SOURCES: dict[str, str] = {  # of kinds that need one
     "universal": "PATH_OR_HUB_NAME",
     "class": "MODULE:NAME",
 }
+TEXT_SEARCHES = ("ngram", "suffix")  # kinds without a model
 OPTIONAL_SOURCES: dict[str, str] = {"suffix": "shared"}
 
 
@@ -127,6 +128,13 @@ class TargetSection(Section):
             raise ValueError(f"{at_start}, and max_groups is {self.max_groups}: lower groups, or raise max_groups")
         return self
 
+    @model_validator(mode="after")
+    def _is_exact_only_where_it_can_be(self) -> Self:
+        if self.exact and (self.device != "cpu" or self.dtype == "float16"):
+            where = f"device {self.device!r} and dtype {self.dtype!r}: it is for CPUs, in float32 or bfloat16"
+            raise ValueError(f"exact is true with {where}; set these, or leave `exact` out")
+        return self
+
     @property
     def is_scaled(self) -> bool:
         return self.min_groups < self.max_groups
@@ -164,6 +172,15 @@ class DrafterSection(Section):
         if kind not in SOURCES and source not in (None, OPTIONAL_SOURCES.get(kind)):
             allowed = f', or make it "{OPTIONAL_SOURCES[kind]}"' if kind in OPTIONAL_SOURCES else ""
             raise ValueError(f'a drafter of kind "{kind}" has no source {source!r}: leave `source` out{allowed}')
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_gpu_only_if_it_uses_one(self) -> Self:
+        if self.device == "cuda" and self.kind in TEXT_SEARCHES:
+            raise ValueError(f"a drafter of kind {self.kind!r} has no use for device 'cuda': leave `device` out")
+        if self.device == "cuda" and self.dtype == "int8" and self.kind != "class":
+            way_out = "leave `dtype` out, or `device`"
+            raise ValueError(f"dtype 'int8' is for CPUs, and the drafter is on device 'cuda': {way_out}")
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +12,10 @@ from cluster.config import CellConfig, DrafterKind, load_config, parse_drafter, 
 from cluster.errors import ConfigError
 from cluster.server_configs import scheduler_config
 from workers.draft.drafter import KINDS
+
+EXACT = {"exact": True}
+ON_GPU = {"device": "cuda"}
+IN_BYTES = {"source": "a.b:C", "device": "cuda", "dtype": "int8"}
 
 FULL_FILE = """
 cache_dir = "/var/cache/outrider"
@@ -132,12 +137,21 @@ def test_drafters_without_a_name_get_the_first_free_one() -> None:
         ({"drafters": [{"kind": "ngram", "name": "a"}] * 2}, ["drafters is", "two drafters are named 'a'"]),
         ({"ray": {"address": "auto"}}, ["ray.address is 'auto'", '"host:port"']),
         ({"ray": {"drain_s": -1.0}}, ["ray.drain_s is -1.0", "greater than 0"]),
+        ({"ray": {"drain_s": inf}}, ["ray.drain_s is inf", "a finite number"]),
+        ({"autoscale": {"drain_s": inf}}, ["autoscale.drain_s is inf", "a finite number"]),
+        ({"scheduler": {"pass_timeout_s": inf}}, ["scheduler.pass_timeout_s is inf", "a finite number"]),
         ({"restarts": {"max_restarts": -1}}, ["restarts.max_restarts is -1"]),
         ({"target": 3}, ["target is 3"]),
         ({"target": {"min_groups": 0}}, ["target.min_groups is 0", "greater than or equal to 1"]),
         ({"target": {"min_groups": 3, "max_groups": 2}}, ["min_groups is 3", "must not exceed max_groups, 2"]),
         ({"target": {"min_groups": 2}}, ["groups is 1", "min_groups is 2", "raise groups, or lower min_groups"]),
         ({"target": {"groups": 3, "max_groups": 2}}, ["groups is 3", "max_groups is 2", "or raise max_groups"]),
+        ({"target": EXACT | {"dtype": "float16"}}, ["target", "exact is true", "dtype 'float16'", "leave `exact` out"]),
+        ({"target": EXACT | {"device": "cuda"}}, ["target", "exact is true", "device 'cuda'", "leave `exact` out"]),
+        ({"drafters": [ON_GPU | {"kind": "ngram"}]}, ["drafters.0", "'ngram'", "device 'cuda'", "leave `device` out"]),
+        ({"drafters": [ON_GPU | {"kind": "suffix"}]}, ["drafters.0", "'suffix'", "'cuda'", "leave `device` out"]),
+        ({"drafters": [IN_BYTES | {"kind": "model"}]}, ["drafters.0", "dtype 'int8'", "'cuda'", "leave `dtype` out"]),
+        ({"drafters": [IN_BYTES | {"kind": "universal"}]}, ["drafters.0", "dtype 'int8'", "leave `dtype` out"]),
         ({"target": {"max_groups": 2}}, ["target.max_groups 2", "nothing scales the groups", "set autoscale.enabled"]),
     ],
 )
@@ -150,6 +164,21 @@ def test_a_wrong_setting_is_answered_in_one_line_with_key_value_and_way_out(
     assert [part for part in parts if part not in message] == []
     assert "\n" not in message
     assert "pydantic" not in message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target": EXACT},
+        {"target": EXACT | {"dtype": "bfloat16"}},
+        {"target": ON_GPU | {"dtype": "float16"}},
+        {"drafters": [ON_GPU | {"kind": "model", "source": "m"}]},
+        {"drafters": [{"kind": "model", "source": "m", "dtype": "int8"}]},
+        {"drafters": [IN_BYTES | {"kind": "class"}]},  # it makes of its dtype what it likes
+    ],
+)
+def test_what_some_machine_can_run_is_taken(settings: dict[str, Any]) -> None:
+    load_config(None, settings)
 
 
 @pytest.mark.parametrize(
