@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from cluster.config import CellConfig
 from cluster.errors import WorkerFailed
-from cluster.group_decision import Peak, decide_groups
+from cluster.group_decision import Peak, TooFew, decide_groups
 from cluster.parts import DrafterPart, TargetGroup
 from cluster.pool import Pool
 from cluster.scaling_decision import Decision, decide
@@ -56,6 +56,7 @@ class Autoscaler:
         self._groups = groups
         self._scheduler = scheduler
         self._peak = Peak(config.autoscale.down_cool_down_s)
+        self._too_few = TooFew()
         self._decisions: deque[pb.ScalingDecision] = deque(maxlen=NUM_SHOWN)
         self._last: dict[str, Decision] = {}
 
@@ -86,9 +87,9 @@ class Autoscaler:
             self._take(pool, decide(self._rules, section, pool.look(), worths[section.name], cost, pool.now_s()))
         pressure, groups, now_s = await self._scheduler.pressure(), self._groups, self._groups.now_s()
         peak = self._peak.note(pressure.demand, now_s)
-        self._take(
-            groups, decide_groups(self._rules_of_groups, self._config.target, groups.look(), pressure, peak, now_s)
-        )
+        too_few = self._too_few.note(self._rules, pressure, peak)
+        rules, target = self._rules_of_groups, self._config.target
+        self._take(groups, decide_groups(rules, target, groups.look(), pressure, peak, too_few, now_s))
         await self._scheduler.show_scaling(self._shown(worths, pressure))
 
     def _cost_without(self, without: Pool[DrafterPart]) -> float:

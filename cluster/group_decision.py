@@ -8,6 +8,7 @@ waits has no tokens at all, and the bounds say what may be spent.
              one more, unless some are starting
     fewer    down to the fewest in which the highest demand of late leaves a share free:
              peak <= (1 - hysteresis) · groups
+             and not to as many as have been too few for it: what requests need may not add up to whole groups
 
 Late is the cool-down before anything is removed. After any change nothing happens for a while, as with drafters.
 """
@@ -39,12 +40,29 @@ class Peak:
         return self._falling[0][1]
 
 
+class TooFew:
+    """The number of groups in which requests last waited for room, until demand stays below what it was then."""
+
+    def __init__(self) -> None:
+        self._num_groups = 0
+        self._demand = 0.0
+
+    def note(self, rules: AutoscaleSection, pressure: Pressure, peak: float) -> int:
+        """What it is with this one; 0: none are known to be too few."""
+        if _is_short(rules, pressure):
+            self._num_groups, self._demand = pressure.num_groups, pressure.demand
+        elif peak < self._demand:
+            self._num_groups = 0
+        return self._num_groups
+
+
 def decide_groups(
     rules: AutoscaleSection,
     section: TargetSection,
     state: PoolState,
     pressure: Pressure,
     peak: float,  # the highest demand within the cool-down before one is removed, that of now included
+    num_too_few: int,  # groups that have had no room for as much; 0: none are known to
     now_s: float,
 ) -> Decision:
     late = withdrawn(rules, state, section.min_groups, now_s)
@@ -56,7 +74,7 @@ def decide_groups(
     if _is_short(rules, pressure):
         wish = _up(section, state, pressure)
     else:
-        wish = _down(rules, section, number, pressure, peak)
+        wish = _down(rules, section, number, pressure, peak, num_too_few)
     return unless_cooling(rules, state, wish, now_s)
 
 
@@ -76,12 +94,15 @@ def _up(section: TargetSection, state: PoolState, pressure: Pressure) -> Decisio
     return Decision(number, max(number, min(needed, section.max_groups)), reason)
 
 
-def _down(rules: AutoscaleSection, section: TargetSection, number: int, pressure: Pressure, peak: float) -> Decision:
-    fewest = max(ceil(peak / (1 - rules.hysteresis)), section.min_groups)
+def _down(
+    rules: AutoscaleSection, section: TargetSection, number: int, pressure: Pressure, peak: float, num_too_few: int
+) -> Decision:
+    fewest = max(ceil(peak / (1 - rules.hysteresis)), section.min_groups, num_too_few + 1)
     if fewest < number:
         reason = f"for {rules.down_cool_down_s:g} s requests have filled at most {peak:.2f} groups"
         return Decision(number, fewest, f"{reason}: {fewest} would do")
-    return Decision(number, number, _demand(pressure))
+    too_few = f", for which {num_too_few} have been too few" if num_too_few else ""
+    return Decision(number, number, f"{_demand(pressure)}{too_few}")
 
 
 def _demand(pressure: Pressure) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cluster.config import AutoscaleSection, TargetSection
-from cluster.group_decision import Peak, decide_groups
+from cluster.group_decision import Peak, TooFew, decide_groups
 from cluster.scaling_decision import Decision, PoolState
 from scheduler.pressure import Pressure
 
@@ -37,13 +38,14 @@ def decided(
     least: int = 1,
     most: int = 4,
     peak: float | None = None,
+    too_few: int = 0,
     rules: AutoscaleSection = RULES,
     **state: Any,
 ) -> Decision:
     section = TargetSection(groups=least, min_groups=least, max_groups=most)
     known: dict[str, Any] = {"starting_since_s": (), "changed_s": 0.0, **state}
     peak = pressure.demand if peak is None else peak
-    return decide_groups(rules, section, PoolState(number, **known), pressure, peak, NOW_S)
+    return decide_groups(rules, section, PoolState(number, **known), pressure, peak, too_few, NOW_S)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,55 @@ def test_at_the_most_it_says_so() -> None:
 )
 def test_the_fewest_stay_that_the_peak_leaves_a_share_free_in(number: int, peak: float, after: int) -> None:
     assert decided(number, asked(0), peak=peak).num_after == after
+
+
+def test_as_many_as_have_been_too_few_are_not_gone_down_to() -> None:
+    assert decided(5, asked(0), most=8, peak=2.0, too_few=4).num_after == 5
+    assert decided(6, asked(0), most=8, peak=2.0, too_few=4).num_after == 5
+    assert decided(6, asked(0), most=8, peak=2.0, too_few=1).num_after == 3
+    decision = decided(5, asked(5, num_blocks=275), most=8, too_few=4)
+    assert decision.reason == "all that run or wait would fill 2.75 groups, for which 4 have been too few"
+
+
+def test_groups_have_been_too_few_until_demand_stays_below_what_they_had_no_room_for() -> None:
+    too_few = TooFew()
+    waiting, run, less = asked(4, 1, num_blocks=275, num_groups=4), asked(5, num_blocks=275), asked(4, num_blocks=220)
+    assert too_few.note(RULES, run, run.demand) == 0
+    assert too_few.note(RULES, replace(waiting, waited_s=4.9), waiting.demand) == 0, "not for a period yet"
+    assert too_few.note(RULES, waiting, waiting.demand) == 4
+    assert too_few.note(RULES, run, run.demand) == 4
+    assert too_few.note(RULES, less, run.demand) == 4, "a moment's demand is not the peak"
+    assert too_few.note(RULES, less, less.demand) == 0
+    assert too_few.note(RULES, run, run.demand) == 0
+
+
+def numbers_under(rules: AutoscaleSection, num_requests: list[int], num_blocks: int) -> list[int]:
+    """Of groups, from one on, with so many requests at each step, of so many blocks each."""
+    peak, too_few, number, changed_s, idle_s, numbers = Peak(rules.down_cool_down_s), TooFew(), 1, 0.0, 0.0, []
+    for step, total in enumerate(num_requests):
+        now_s = NOW_S + step * rules.period_s
+        running = min(total, number * (100 // num_blocks))
+        idle_s = now_s if running == total else idle_s
+        pressure = asked(running, total - running, total * num_blocks, num_groups=number, waited_s=now_s - idle_s)
+        high = peak.note(pressure.demand, now_s)
+        known = (high, too_few.note(rules, pressure, high))
+        section = TargetSection(groups=1, min_groups=1, max_groups=9)
+        number = decide_groups(rules, section, PoolState(number, (), changed_s), pressure, *known, now_s).num_after
+        changed_s = now_s if numbers and number != numbers[-1] else changed_s
+        numbers.append(number)
+    return numbers
+
+
+@pytest.mark.parametrize("hysteresis", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("num_blocks", [34, 40, 55, 90])
+def test_requests_that_do_not_fill_groups_keep_as_many_as_they_came_to_need(num_blocks: int, hysteresis: float) -> None:
+    rules = RULES.model_copy(update={"hysteresis": hysteresis})
+    numbers = numbers_under(rules, [7] * 200 + [3] * 200 + [0] * 200, num_blocks)
+    for num_requests, seen in ((7, numbers[100:200]), (3, numbers[300:400]), (0, numbers[500:])):
+        needed = max(1, math.ceil(num_requests / (100 // num_blocks)))
+        loose = math.ceil(num_requests * num_blocks / 100 / (1 - hysteresis))
+        assert len(set(seen)) == 1, "it stays where it is"
+        assert needed <= seen[-1] <= max(needed, loose)
 
 
 def test_the_bound_below_is_kept() -> None:
