@@ -100,6 +100,10 @@ class Folds:
         """Whether anything has come."""
         return any(fold.started is not None for fold in self._folds)
 
+    @property
+    def are_whole(self) -> bool:
+        return all(fold.answer is not None for fold in self._folds)
+
     def add(self, response: pb.GenerateResponse, first_index: int = 0) -> tuple[Token, ...]:
         """Takes the next message of a stream whose own answer 0 is `first_index` here; returns the tokens in it."""
         index = first_index + response.index

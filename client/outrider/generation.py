@@ -228,6 +228,8 @@ class AllAnswers:
                             self._take(index, response)
                 return self._folds.end()
             except OutriderError as error:
+                if self._is_whole(error):
+                    return self._folds.end()
                 delay_s = self._delay_s(error)
             finally:
                 for _, call in calls:
@@ -245,6 +247,8 @@ class AllAnswers:
                             self._take(index, response)
                 return self._folds.end()
             except OutriderError as error:
+                if self._is_whole(error):
+                    return self._folds.end()
                 delay_s = self._delay_s(error)
             finally:
                 for _, call in calls:
@@ -259,6 +263,10 @@ class AllAnswers:
     def _take(self, index: int, response: pb.GenerateResponse) -> None:
         if self._folds.add(response, index):
             self._patience.note_progress(time.monotonic())
+
+    def _is_whole(self, error: OutriderError) -> bool:
+        """As that of one answer."""
+        return self._folds.are_whole and isinstance(error, ServerUnavailable)
 
     def _delay_s(self, error: OutriderError) -> float:
         if not self._folds.has_started:

@@ -36,6 +36,7 @@ from tests.client.fake_inference import (
     logprobs_of,
     started,
     tokens,
+    whole_answer,
 )
 
 AT_ONCE = Resuming(max_tries=3, first_backoff_s=0.001)
@@ -186,6 +187,25 @@ async def test_a_stream_that_breaks_behind_its_answer_has_brought_it(ask: Ask, f
     fake.script = script
     assert (await ask("Why?")).text == TEXT
     assert len(fake.calls) == 1
+
+
+async def test_answers_that_are_all_whole_are_there_whatever_breaks_behind_the_last(
+    server: str, fake: FakeInference
+) -> None:
+    """Nothing is left to ask for, so this needs no resuming."""
+
+    def script(call: Call) -> Iterator[pb.GenerateResponse]:
+        yield from whole_answer(call)
+        call.context.abort(BREAK, "broken")
+
+    fake.script = script
+    sampling = SamplingParams(n=2)
+    async with AsyncClient(server, resuming=None) as client:
+        assert [answer.text for answer in await client.generate_all("Why?", sampling=sampling)] == [TEXT] * 2
+    with Client(server, resuming=None) as blocking:
+        answers = await asyncio.to_thread(blocking.generate_all, "Why?", sampling=sampling)
+        assert [answer.text for answer in answers] == [TEXT] * 2
+    assert len(fake.calls) == 2
 
 
 async def test_the_deadline_is_for_all_tries_together(ask: Ask, fake: FakeInference) -> None:
