@@ -17,6 +17,7 @@ from scheduler.sampling import check_sampling, check_token_ids
 from scheduler.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
+MAX_DRAFTER_NAMES = 256
 MAX_PROMPT_CHARS_PER_TOKEN = 64  # no token of a real vocabulary averages more; bounds the tokeniser's work
 
 
@@ -40,11 +41,15 @@ def check_request(request: pb.GenerateRequest, limits: ModelLimits, drafters: Co
         known = "it must be INTERACTIVE (1), STANDARD (2) or BATCH (3)"
         raise InvalidRequest.of("service_class", request.service_class, known)
     check_sampling(request.sampling, limits.vocab_size)
+    num_names = len(request.speculation.drafters)
+    if num_names > MAX_DRAFTER_NAMES:
+        text = f"speculation.drafters has {num_names} names: at most {MAX_DRAFTER_NAMES} are allowed"
+        raise InvalidRequest(text)
     # One that is resumed was admitted before; its drafters may not have found this life of the scheduler yet.
     wanted = () if request.HasField("resume_from") else request.speculation.drafters
     _check_drafters(wanted, drafters)
     _check_speculation(request.speculation, limits)
-    check_resume(request, limits.vocab_size)
+    check_resume(request, limits.vocab_size, limits.max_context)
 
 
 def encode_prompt(request: pb.GenerateRequest, tokenizer: Tokenizer, limits: ModelLimits) -> list[int]:
@@ -53,26 +58,14 @@ def encode_prompt(request: pb.GenerateRequest, tokenizer: Tokenizer, limits: Mod
     if kind is None:
         raise InvalidRequest("prompt is not set: one of text, chat, token_ids must be")
     if kind == "token_ids":
-        tokens = list(request.token_ids.ids)
-        check_token_ids("token_ids.ids", tokens, limits.vocab_size)
+        _check_num_tokens(kind, len(request.token_ids.ids), limits)  # before anything looks at them
+        check_token_ids("token_ids.ids", request.token_ids.ids, limits.vocab_size)
+        return list(request.token_ids.ids)
+    if kind == "text":
+        tokens = _encode_text(request.text, tokenizer, limits)
     else:
-        max_chars = limits.max_context * MAX_PROMPT_CHARS_PER_TOKEN
-        if kind == "text":
-            tokens = _encode_text(request.text, tokenizer, max_chars)
-        else:
-            tokens = _encode_chat(request.chat, tokenizer, max_chars)
-    if not tokens:
-        raise InvalidRequest.of(kind, "" if kind != "token_ids" else [], "a prompt needs at least one token")
-    if len(tokens) >= limits.max_context:
-        raise InvalidRequest(
-            f"{kind} has {len(tokens)} tokens: the model's context is {limits.max_context} tokens, "
-            f"so a prompt may have {limits.max_context - 1}"
-        )
-    if len(tokens) >= limits.max_kv_tokens:
-        raise InvalidRequest(
-            f"{kind} has {len(tokens)} tokens: the target's KV cache holds {limits.max_kv_tokens} tokens of one "
-            f"request, so a prompt may have {limits.max_kv_tokens - 1}"
-        )
+        tokens = _encode_chat(request.chat, tokenizer, limits)
+    _check_num_tokens(kind, len(tokens), limits)
     return tokens
 
 
@@ -102,18 +95,38 @@ def max_tokens_of(sampling: pb.SamplingParams, num_prompt_tokens: int, limits: M
     return wanted
 
 
-def _encode_text(text: str, tokenizer: Tokenizer, max_chars: int) -> list[int]:
-    _check_chars("text", len(text), max_chars)
+def _check_num_tokens(kind: str, num_tokens: int, limits: ModelLimits) -> None:
+    if not num_tokens:
+        raise InvalidRequest.of(kind, "" if kind != "token_ids" else [], "a prompt needs at least one token")
+    if num_tokens >= limits.max_context:
+        raise InvalidRequest(
+            f"{kind} has {num_tokens} tokens: the model's context is {limits.max_context} tokens, "
+            f"so a prompt may have {limits.max_context - 1}"
+        )
+    if num_tokens >= limits.max_kv_tokens:
+        raise InvalidRequest(
+            f"{kind} has {num_tokens} tokens: the target's KV cache holds {limits.max_kv_tokens} tokens of one "
+            f"request, so a prompt may have {limits.max_kv_tokens - 1}"
+        )
+
+
+def _encode_text(text: str, tokenizer: Tokenizer, limits: ModelLimits) -> list[int]:
+    _check_chars("text", len(text), limits)
     return tokenizer.encode(text)
 
 
-def _encode_chat(chat: pb.ChatPrompt, tokenizer: Tokenizer, max_chars: int) -> list[int]:
-    if not chat.messages:
+def _encode_chat(chat: pb.ChatPrompt, tokenizer: Tokenizer, limits: ModelLimits) -> list[int]:
+    num_messages = len(chat.messages)
+    if not num_messages:
         raise InvalidRequest("chat.messages is []: a chat needs at least one message")
+    if num_messages > limits.max_context:
+        text = f"the model's context is {limits.max_context} tokens, and none takes less than one"
+        raise InvalidRequest(f"chat.messages has {num_messages} messages: {text}")
     for i, message in enumerate(chat.messages):
         if not message.role:
             raise InvalidRequest.of(f"chat.messages[{i}].role", "", "it must be a role, such as user")
-    _check_chars("chat.messages", sum(len(message.content) for message in chat.messages), max_chars)
+    num_chars = sum(len(message.role) + len(message.content) for message in chat.messages)
+    _check_chars("chat.messages", num_chars, limits)
     try:
         variables = json.loads(chat.template_variables_json or "{}")
     except (ValueError, RecursionError) as err:
@@ -124,7 +137,8 @@ def _encode_chat(chat: pb.ChatPrompt, tokenizer: Tokenizer, max_chars: int) -> l
     return tokenizer.encode_chat(messages, variables)
 
 
-def _check_chars(field: str, num_chars: int, max_chars: int) -> None:
+def _check_chars(field: str, num_chars: int, limits: ModelLimits) -> None:
+    max_chars = limits.max_context * MAX_PROMPT_CHARS_PER_TOKEN
     if num_chars > max_chars:
         raise InvalidRequest(f"{field} has {num_chars} characters: no prompt over {max_chars} can fit the context")
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 from outrider.errors import InvalidRequest
 from outrider.v1 import inference_pb2 as pb
 from scheduler.events import Finish, NewRequest, RequestStats
-from scheduler.sampling import check_token_ids
+from scheduler.sampling import check_num_ids, check_token_ids
 from scheduler.text import TextStream
 
 
-def check_resume(request: pb.GenerateRequest, vocab_size: int) -> None:
+def check_resume(request: pb.GenerateRequest, vocab_size: int, max_context: int) -> None:
     """Raises InvalidRequest."""
     held = request.resume_from.ids
     if not held:
         return
+    check_num_ids("resume_from.ids", held, max_context, f"the model's context is {max_context} tokens")
     check_token_ids("resume_from.ids", held, vocab_size)
     if request.sampling.n > 1:
         raise InvalidRequest.of("sampling.n", request.sampling.n, "answers are resumed one by one, each with its seed")
@@ -35,18 +36,19 @@ def replayed(new: NewRequest, text: TextStream, now_s: float) -> tuple[Finish | 
     if not new.resumed:
         return None, ""
     num_held, last = len(new.resumed), new.resumed[-1]
+    if num_held > new.max_tokens:
+        _refuse(new.max_tokens, num_held, "max_tokens ends the answer")
     known = text.replay(new.resumed)
     if known.matched_stop and len(known.tokens) < num_held:
         _refuse(len(known.tokens), num_held, f"the stop string {known.matched_stop!r} ends the answer")
+    ends = new.end_token_ids | new.stop_token_ids
     for place, token in enumerate(new.resumed[:-1]):
-        if token in new.end_token_ids | new.stop_token_ids:
+        if token in ends:
             _refuse(place + 1, num_held, f"token {token} ends the answer")
-    if num_held > new.max_tokens:
-        _refuse(new.max_tokens, num_held, "max_tokens ends the answer")
     stats = RequestStats(submitted_s=now_s, finished_s=now_s)
     if known.matched_stop:
         return Finish(new.number, "stop", None, None, stats), known.matched_stop
-    if last in new.end_token_ids | new.stop_token_ids:
+    if last in ends:
         return Finish(new.number, "end" if last in new.end_token_ids else "stop", last, None, stats), ""
     return (Finish(new.number, "length", None, None, stats) if num_held == new.max_tokens else None), ""
 

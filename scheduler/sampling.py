@@ -25,10 +25,19 @@ def check_sampling(sampling: pb.SamplingParams, vocab_size: int) -> None:
     _check_ranges(sampling)
     _check_strings("stop", sampling.stop, MAX_STOP_STRINGS, MAX_STOP_CHARS)
     _check_strings("bad_words", sampling.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARS)
+    vocabulary = f"the vocabulary has {vocab_size} tokens"
+    check_num_ids("sampling.stop_token_ids", sampling.stop_token_ids, vocab_size, vocabulary)
     check_token_ids("sampling.stop_token_ids", sampling.stop_token_ids, vocab_size)
+    check_num_ids("sampling.allowed_token_ids", sampling.allowed_token_ids, vocab_size, vocabulary)
     check_token_ids("sampling.allowed_token_ids", sampling.allowed_token_ids, vocab_size)
     _check_logit_bias(sampling, vocab_size)
     _check_contradictions(sampling)
+
+
+def check_num_ids(field: str, ids: Sequence[int], max_ids: int, reason: str) -> None:
+    """To be called before anything looks at the ids: a message has room for millions."""
+    if len(ids) > max_ids:
+        raise InvalidRequest(f"{field} has {len(ids)} ids: {reason}, so at most {max_ids} are allowed")
 
 
 def check_token_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:

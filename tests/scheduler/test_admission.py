@@ -79,6 +79,20 @@ REFUSED = [
     (request_of(resume_from={"ids": [1]}), InvalidRequest, ["sampling.seed is not set", "resume_from"]),
     (request_of(resume_from={"ids": [1, 300]}, sampling={"seed": 1}), InvalidRequest, ["resume_from.ids[1]", "300"]),
     (request_of(resume_from={"ids": [1]}, sampling={"seed": 1, "n": 2}), InvalidRequest, ["sampling.n is 2"]),
+    (
+        request_of(resume_from={"ids": [1] * 65}, sampling={"seed": 1}),
+        InvalidRequest,
+        ["resume_from.ids has 65 ids", "context", "at most 64"],
+    ),
+    (request_of(sampling={"stop_token_ids": [1] * 301}), InvalidRequest, ["stop_token_ids has 301 ids", "at most 300"]),
+    (request_of(sampling={"allowed_token_ids": [1] * 301}), InvalidRequest, ["allowed_token_ids has 301 ids", "300"]),
+    (request_of(sampling={"logit_bias": [{"token_id": 300}] * 1025}), InvalidRequest, ["logit_bias has 1025", "1024"]),
+    (request_of(speculation={"drafters": ["ngram"] * 257}), InvalidRequest, ["drafters has 257 names", "256"]),
+    (
+        request_of(speculation={"drafters": ["itself"] * 257}, resume_from={}),
+        InvalidRequest,
+        ["drafters has 257 names", "256"],
+    ),
     (request_of(model="m" * 20_000), ModelNotFound, ["model", "..."]),
     (request_of(service_class=99), InvalidRequest, ["service_class is 99", "BATCH (3)"]),
 ]
@@ -92,6 +106,22 @@ def test_a_bad_field_is_named_with_its_value_and_limit(
         check_request(bad, LIMITS, {"ngram"})
     for word in words:
         assert word in caught.value.message
+
+
+NOT_COUNTED = [
+    (request_of(resume_from={"ids": [300] * 65}, sampling={"seed": 1}), "resume_from.ids has 65 ids"),
+    (request_of(sampling={"stop_token_ids": [300] * 301}), "stop_token_ids has 301 ids"),
+    (request_of(sampling={"allowed_token_ids": [300] * 301}), "allowed_token_ids has 301 ids"),
+]
+
+
+@pytest.mark.parametrize(("bad", "complaint"), NOT_COUNTED, ids=lambda value: str(value)[:40].replace("\n", " "))
+def test_too_many_ids_are_refused_for_their_number_before_any_of_them_is_looked_at(
+    bad: pb.GenerateRequest, complaint: str
+) -> None:
+    """The ids themselves are wrong, too: whoever looks at them names the first."""
+    with pytest.raises(InvalidRequest, match=complaint):
+        check_request(bad, LIMITS, {"ngram"})
 
 
 def test_a_request_that_is_resumed_may_name_drafters_that_have_not_come_back_yet() -> None:
@@ -117,7 +147,13 @@ BAD_PROMPTS = [
     (pb.GenerateRequest(token_ids={"ids": []}), ["token_ids", "at least one token"]),
     (pb.GenerateRequest(token_ids={"ids": [1, 300]}), ["token_ids.ids[1]", "300", "300 tokens"]),
     (pb.GenerateRequest(token_ids={"ids": [1] * 64}), ["token_ids", "64 tokens", "63"]),
+    (pb.GenerateRequest(token_ids={"ids": [300] * 64}), ["token_ids has 64 tokens", "63"]),  # before they are looked at
     (pb.GenerateRequest(text="x" * 5000), ["text", "5000 characters", "4096"]),
+    (pb.GenerateRequest(chat={"messages": [{}] * 65}), ["chat.messages has 65 messages", "64 tokens"]),
+    (
+        pb.GenerateRequest(chat={"messages": [{"role": "r" * 4097}]}),
+        ["chat.messages", "4097 characters", "4096"],
+    ),
     (
         pb.GenerateRequest(token_ids={"ids": [5] * 50}),
         ["token_ids", "50 tokens", "KV cache holds 50 tokens of one request", "may have 49"],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +22,8 @@ from scheduler.text import TextStream
 
 END = 1  # "</s>"
 LETTER_STOP = 40
+
+T = TypeVar("T")
 
 
 def stream_of(tokenizer: FastTokenizer, stop: Sequence[str] = (), min_tokens: int = 0) -> TextStream:
@@ -74,6 +79,16 @@ def request(resumed: Sequence[int], max_tokens: int = 8) -> NewRequest:
     )
 
 
+class Counted(frozenset[int]):
+    """Counts how often it is united with another set."""
+
+    num_unions = 0
+
+    def __or__(self, other: AbstractSet[T]) -> frozenset[int | T]:
+        Counted.num_unions += 1
+        return super().__or__(other)
+
+
 def end_of(tokenizer: FastTokenizer, resumed: Sequence[int], stop: Sequence[str] = ()) -> tuple[object, ...]:
     end, matched_stop = replayed(request(resumed), stream_of(tokenizer, stop), 0.0)
     return (end.reason, end.end_token_id, matched_stop) if isinstance(end, Finish) else (None, None, matched_stop)
@@ -94,6 +109,7 @@ def test_an_answer_that_is_whole_already_ends_as_it_ended(fast_tokenizer: FastTo
         ([7, END, 7], [], "resume_from has 3 tokens: token 1 ends the answer after 2 of them"),
         ([LETTER_STOP, 7], [], "resume_from has 2 tokens: token 40 ends the answer after 1 of them"),
         ([7] * 9, [], "resume_from has 9 tokens: max_tokens ends the answer after 8 of them"),
+        ([END] * 9, [], "resume_from has 9 tokens: max_tokens ends"),  # what is too long by itself is not replayed
         ("ENDEND", ["D"], "the stop string 'D' ends the answer after"),
     ],
 )
@@ -104,3 +120,10 @@ def test_tokens_behind_an_answers_end_are_refused(
     with pytest.raises(InvalidRequest) as caught:
         replayed(request(ids), stream_of(fast_tokenizer, stop), 0.0)
     assert complaint in caught.value.message
+
+
+def test_the_tokens_that_end_an_answer_are_gathered_once_however_many_are_held(fast_tokenizer: FastTokenizer) -> None:
+    """A request may name a whole vocabulary of them."""
+    new = replace(request([7] * 7), end_token_ids=Counted({END}))
+    replayed(new, stream_of(fast_tokenizer), 0.0)
+    assert Counted.num_unions == 1
