@@ -1,4 +1,7 @@
-"""The calls that are being served, by request id: taken over by a client whose connection broke, ended by a drain."""
+"""The calls that are being served, by tenant and request id.
+
+A client whose connection broke takes its own over; a drain ends them.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import asyncio
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 from outrider.errors import Cancelled, InvalidRequest, OutriderError
 from outrider.v1 import inference_pb2 as pb
+from scheduler.tenants import tenant
 
 MAX_REQUEST_ID_CHARS = 128
 
@@ -18,27 +23,25 @@ EndAnswer = Callable[[int, OutriderError], None]  # ends an answer in the core, 
 class Call:
     """A request that is being served: one or more answers in the core."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, place: int) -> None:
         self.request_id = request_id
-        self._numbers: Sequence[int] = ()
-        self._error: OutriderError | None = None
-
-    def note_answers(self, numbers: Sequence[int]) -> None:
-        """To be called before they go into the core. Raises what the call was ended with meanwhile."""
-        if self._error is not None:
-            raise self._error
-        self._numbers = numbers
+        self.key = (tenant.get(), request_id)  # an id means nothing beyond the tenant that chose it
+        self.place = place  # in the order in which they came
+        self.numbers: Sequence[int] = ()  # of the answers
+        self.error: OutriderError | None = None  # that it was ended with
 
     def end(self, error: OutriderError, end_answer: EndAnswer) -> None:
-        self._error = error
-        for number in self._numbers:
+        self.error = error
+        for number in self.numbers:
             end_answer(number, error)
 
 
 class Calls:
     def __init__(self, end_answer: EndAnswer) -> None:
         self._end_answer = end_answer
-        self._running: dict[str, Call] = {}
+        self._running: set[Call] = set()
+        self._by_id: dict[tuple[str, str], Call] = {}  # by `key`; one that is to take over comes in with `start`
+        self._places = count()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
@@ -49,32 +52,57 @@ class Calls:
     def entered(self, request: pb.GenerateRequest) -> Iterator[Call]:
         """The request is served within. Raises InvalidRequest for an id that is none, or that another call has.
 
-        A client that resumes takes its own request over: this server may not know yet that the connection is lost.
+        A client that resumes may use its own id again: this server may not know yet that the connection is lost.
         """
         _check_request_id(request.request_id)
-        running = self._running.get(request.request_id)
-        if running is not None:
-            if not request.HasField("resume_from"):
-                raise InvalidRequest.of("request_id", request.request_id, "a running request has this id")
-            running.end(Cancelled("another call with this request_id resumes the request"), self._end_answer)
-        call = Call(request.request_id or secrets.token_hex(8))
-        self._running[call.request_id] = call
+        call = Call(request.request_id or secrets.token_hex(8), next(self._places))
+        if self._by_id.setdefault(call.key, call) is not call and not request.HasField("resume_from"):
+            raise InvalidRequest.of("request_id", request.request_id, "a running request has this id")
+        self._running.add(call)
         self._is_idle.clear()
         try:
             yield call
         finally:
-            if self._running.get(call.request_id) is call:  # not one that has taken over
-                del self._running[call.request_id]
-            if not self._running:
-                self._is_idle.set()
+            if self._by_id.get(call.key) is call:  # not one that has taken over
+                del self._by_id[call.key]
+            self._leave(call)
+
+    def taken_over_by(self, call: Call) -> Sequence[int]:
+        """The numbers of the answers that `start` will end."""
+        other = self._by_id.get(call.key, call)
+        return () if other is call else other.numbers
+
+    def start(self, call: Call, numbers: Sequence[int]) -> None:
+        """To be called before its answers go into the core, when nothing can refuse them any more: an earlier call with
+        its id ends here. Raises what the call itself was ended with meanwhile.
+        """
+        if call.error is not None:
+            raise call.error
+        other = self._by_id.get(call.key, call)
+        if other.place > call.place:
+            raise _resumed()
+        if other is not call:
+            other.end(_resumed(), self._end_answer)
+            self._leave(other)
+        self._by_id[call.key] = call
+        call.numbers = numbers
+
+    def _leave(self, call: Call) -> None:
+        self._running.discard(call)
+        if not self._running:
+            self._is_idle.set()
 
     async def wait_idle(self) -> None:
         """Returns once no call is being served."""
         await self._is_idle.wait()
 
     def end_all(self, error: OutriderError) -> None:
-        for call in list(self._running.values()):
+        for call in list(self._running):
             call.end(error, self._end_answer)
+
+
+def _resumed() -> Cancelled:
+    return Cancelled("another call with this request_id resumes the request")
 
 
 def _check_request_id(request_id: str) -> None:

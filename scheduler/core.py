@@ -15,7 +15,7 @@ dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
@@ -120,6 +120,11 @@ class Core:
 
     def num_queued_of(self, tenant: str) -> int:
         return self._waitlist.num_waiting_of(tenant)
+
+    def nums_running_and_queued_among(self, numbers: Iterable[int]) -> tuple[int, int]:
+        there = [number for number in numbers if number in self._requests]
+        num_running = sum(number in self._running for number in there)
+        return num_running, len(there) - num_running
 
     @property
     def has_target(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import count
 from typing import NoReturn, TypeVar
 
@@ -85,18 +85,20 @@ class Driver:
             raise ServerUnavailable("the server is starting: its target is not there yet", retry_after_s=1.0)
         return self.model
 
-    def check_room(self, num_answers: int, tenant: str, num_coming: int = 0) -> None:
+    def check_room(self, num_answers: int, tenant: str, num_coming: int = 0, replaced: Collection[int] = ()) -> None:
         """Raises Overloaded, with the expected wait for places in the queue, when there are not enough, also for the
-        `num_coming` answers of anybody that were promised one.
+        `num_coming` answers of anybody that were promised one. The tenant's own requests `replaced` make room first.
 
         A tenant that is known has at most as many requests waiting as there are places left: one alone comes to half of
         the queue, and whoever comes second finds room.
         """
-        num_running, num_queued = self.core.num_running, self.core.num_queued
+        num_replaced_running, num_replaced_queued = self.core.nums_running_and_queued_among(replaced)
+        num_running = self.core.num_running - num_replaced_running
+        num_queued = self.core.num_queued - num_replaced_queued
         num_free = self._max_queued_requests - num_queued + self.core.groups.num_places - num_running
         if num_coming + num_answers > num_free:
             self._refuse(f"{num_running} requests run and {num_queued} wait, which is the limit", num_queued)
-        num_own = self.core.num_queued_of(tenant)
+        num_own = self.core.num_queued_of(tenant) - num_replaced_queued
         if tenant and num_own + num_answers > num_free:
             text = f"{num_own} requests of tenant {tenant!r} wait, and one tenant may have as many as places are left"
             self._refuse(f"{text}, {num_free}", num_own)

@@ -21,7 +21,7 @@ from outrider.guard import Context, abort
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler.admission import ModelLimits, check_request, encode_prompt, max_tokens_of
-from scheduler.calls import Calls
+from scheduler.calls import Call, Calls
 from scheduler.constraints import grammar_of
 from scheduler.driver import Driver
 from scheduler.events import Finish, NewRequest, Stopped
@@ -133,9 +133,9 @@ class InferenceService:
             raise InvalidRequest(request.reason)
         with self.calls.entered(request) as call:
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-            answers = await self._admit(request, context.time_remaining())
-            self._driver.check_room(len(answers), tenant.get())
-            call.note_answers([answer.new.number for answer in answers])
+            answers = await self._admit(call, request, context.time_remaining())
+            self._check_room(call, len(answers))
+            self.calls.start(call, [answer.new.number for answer in answers])
             mailboxes = [self._mailbox(answer) for answer in answers]
             try:
                 model = self._driver.served_model().description.model
@@ -149,7 +149,7 @@ class InferenceService:
                 for answer in answers:
                     self._driver.cancel(answer.new.number)
 
-    async def _admit(self, request: pb.GenerateRequest, time_left_s: float | None) -> list[_Answer]:
+    async def _admit(self, call: Call, request: pb.GenerateRequest, time_left_s: float | None) -> list[_Answer]:
         """All that can be refused is refused here, before any worker hears of the request."""
         if self.is_draining:
             raise _draining("the server is draining: it takes no new requests")
@@ -160,7 +160,7 @@ class InferenceService:
         limits = self._model_limits(model)
         check_request(request, limits, self._driver.drafter_names)
         num_answers = request.sampling.n or 1
-        self._driver.check_room(num_answers, tenant.get(), self._num_coming)
+        self._check_room(call, num_answers, self._num_coming)
         self._num_coming += num_answers
         try:
             prompt = await asyncio.to_thread(encode_prompt, request, model.tokenizer, limits)
@@ -168,6 +168,10 @@ class InferenceService:
         finally:
             self._num_coming -= num_answers
         return [first, *(self._another(request, model, first, index) for index in range(1, request.sampling.n))]
+
+    def _check_room(self, call: Call, num_answers: int, num_coming: int = 0) -> None:
+        """A call that takes another one over gets its places, too."""
+        self._driver.check_room(num_answers, tenant.get(), num_coming, self.calls.taken_over_by(call))
 
     def _first_answer(
         self,

@@ -226,6 +226,26 @@ async def test_answers_that_were_promised_a_place_count_as_if_they_waited() -> N
     await driver.stop()
 
 
+@pytest.mark.parametrize("tenant", ["a", ""])
+async def test_requests_that_are_replaced_make_room_wherever_they_are(tenant: str) -> None:
+    """As much as if they had ended before: ten that wait, of which a tenant that is known may have five."""
+    driver = Driver(CoreConfig(max_running_requests=2), max_queued_requests=8)
+    for _ in range(5):
+        driver.submit(asked(driver.next_number(), tenant=tenant))
+    for _ in range(5):
+        driver.submit(asked(driver.next_number(), tenant="other"))
+    for num_replaced in (1, 2, 5):
+        replaced = range(1, num_replaced + 1)
+        with pytest.raises(Overloaded):
+            driver.check_room(num_replaced + 1, tenant, 0, replaced)
+        if not tenant:
+            driver.check_room(num_replaced, tenant, 0, replaced)
+    driver.check_room(5, tenant, 0, range(1, 6))
+    with pytest.raises(Overloaded):
+        driver.check_room(1, tenant, 0, [99])  # that has ended
+    await driver.stop()
+
+
 class SlowCall:
     """A call whose writes end when the test says so."""
 

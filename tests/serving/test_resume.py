@@ -10,10 +10,12 @@ from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
+import grpc
 import pytest
 
 from outrider import Answer, Client, Resuming, SamplingParams, Speculation
 from outrider.errors import ServerUnavailable
+from outrider.v1 import inference_pb2, inference_pb2_grpc
 from scheduler.server import SchedulerConfig
 from tests.serving.conftest import drafter_config
 from tests.serving.cutting_relay import CuttingRelay, cutting_relay
@@ -138,6 +140,17 @@ def test_each_of_several_answers_goes_on(cell: LocalCell, relay: CuttingRelay) -
     for ours, theirs in zip(broken, undisturbed, strict=True):
         check(ours, theirs)
     assert relay.num_cuts > 0
+
+
+def test_a_call_that_is_refused_takes_nothing_over(cell: LocalCell) -> None:
+    sampling = replace(FREE, max_tokens=900)
+    with Client(cell.endpoint, resuming=None) as client, grpc.insecure_channel(cell.endpoint) as channel:
+        tokens = iter(generation := client.generate(PROMPT, sampling=sampling, request_id="mine"))
+        next(tokens)
+        request = inference_pb2.GenerateRequest(request_id="mine", resume_from={})
+        with pytest.raises(grpc.RpcError, match="prompt is not set"):
+            list(inference_pb2_grpc.InferenceStub(channel).Generate(request, timeout=60))
+        assert len(generation.result().token_ids) == 900
 
 
 def test_without_resuming_a_cut_is_an_error(relay: CuttingRelay) -> None:
