@@ -40,9 +40,14 @@ def _logprobs(entry: TokenLogprobs) -> pb.TokenLogprobs:
     return pb.TokenLogprobs(logprob=entry.logprob, top_ids=entry.top_ids, top_logprobs=entry.top_logprobs)
 
 
-def started(request_id: str, model: str, new: NewRequest, index: int) -> pb.GenerateResponse:
+def started(request_id: str, model: str, new: NewRequest, index: int, prompt_hash: int) -> pb.GenerateResponse:
     message = pb.Started(
-        request_id=request_id, model=model, seed=new.opening.sampling.seed, num_prompt_tokens=len(new.prompt)
+        request_id=request_id,
+        model=model,
+        seed=new.opening.sampling.seed,
+        num_prompt_tokens=len(new.prompt),
+        max_tokens=new.max_tokens,
+        prompt_hash=prompt_hash,
     )
     return pb.GenerateResponse(index=index, started=message)
 

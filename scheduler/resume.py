@@ -7,7 +7,11 @@ whether they are the whole of it already, its end having been lost with the stre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from hashlib import blake2b
+
 from outrider.errors import InvalidRequest
+from outrider.packing import pack_i32
 from outrider.v1 import inference_pb2 as pb
 from scheduler.events import Finish, NewRequest, RequestStats
 from scheduler.sampling import check_num_ids, check_token_ids
@@ -25,6 +29,11 @@ def check_resume(request: pb.GenerateRequest, vocab_size: int, max_context: int)
         raise InvalidRequest.of("sampling.n", request.sampling.n, "answers are resumed one by one, each with its seed")
     if not request.sampling.HasField("seed"):
         raise InvalidRequest("sampling.seed is not set: resume_from needs the seed that started the answer")
+
+
+def prompt_hash(prompt: Sequence[int]) -> int:
+    """64 bits by which a client sees that its answer goes on from the same prompt. Never 0, which says nothing."""
+    return int.from_bytes(blake2b(pack_i32(prompt), digest_size=8, person=b"outrider-prompt").digest(), "little") or 1
 
 
 def replayed(new: NewRequest, text: TextStream, now_s: float) -> tuple[Finish | None, str]:

@@ -31,7 +31,7 @@ from scheduler.malformed import Malformed, parser
 from scheduler.merge import merged
 from scheduler.opening import opening_of
 from scheduler.responses import SentTokens, finished, started
-from scheduler.resume import replayed
+from scheduler.resume import prompt_hash, replayed
 from scheduler.seeds import answer_seed
 from scheduler.served_model import ServedModel
 from scheduler.tenants import tenant
@@ -53,6 +53,7 @@ class _Answer:
     index: int
     new: NewRequest
     text: TextStream
+    prompt_hash: int
     end: Finish | None = None  # set: the client holds all of it
     matched_stop: str = ""  # with `end`
 
@@ -140,7 +141,7 @@ class InferenceService:
             try:
                 model = self._driver.served_model().description.model
                 for answer in answers:
-                    yield started(call.request_id, model, answer.new, answer.index)
+                    yield started(call.request_id, model, answer.new, answer.index, answer.prompt_hash)
                 streams = [self._stream(answer, box) for answer, box in zip(answers, mailboxes, strict=True)]
                 async with aclosing(merged(streams) if len(streams) > 1 else streams[0]) as responses:
                     async for response in responses:
@@ -208,7 +209,7 @@ class InferenceService:
             tenant=tenant.get(),
         )
         text = _text_stream(sampling, model)
-        return _Answer(0, new, text, *replayed(new, text, now_s))
+        return _Answer(0, new, text, prompt_hash(prompt), *replayed(new, text, now_s))
 
     def _another(self, request: pb.GenerateRequest, model: ServedModel, first: _Answer, index: int) -> _Answer:
         """One more answer to the same request: another seed, and the first answer's prompt in the prefix cache."""
@@ -216,7 +217,7 @@ class InferenceService:
         opening.CopyFrom(first.new.opening)
         opening.sampling.seed = answer_seed(first.new.opening.sampling.seed, index)
         new = replace(first.new, number=self._driver.next_number(), opening=opening, leader=first.new.number)
-        return _Answer(index, new, _text_stream(request.sampling, model))
+        return _Answer(index, new, _text_stream(request.sampling, model), first.prompt_hash)
 
     def _mailbox(self, answer: _Answer) -> Mailbox:
         """Of a request that the core has now; there is nothing left for it where the client holds the whole answer."""

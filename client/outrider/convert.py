@@ -168,7 +168,14 @@ def _kind(value: object) -> str:
 
 
 def started_from_proto(started: pb.Started) -> Started:
-    return Started(started.request_id, started.model, started.seed, started.num_prompt_tokens)
+    return Started(
+        request_id=started.request_id,
+        model=started.model,
+        seed=started.seed,
+        num_prompt_tokens=started.num_prompt_tokens,
+        max_tokens=started.max_tokens,
+        prompt_hash=started.prompt_hash,
+    )
 
 
 def tokens_from_proto(tokens: pb.Tokens) -> tuple[Token, ...]:

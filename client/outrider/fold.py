@@ -54,7 +54,9 @@ class Fold:
         if self.started is not None and not self._is_broken:
             raise InternalError("the server sent started twice")
         before = self.started or started
-        if (started.seed, started.num_prompt_tokens) != (before.seed, before.num_prompt_tokens):
+        has_other_prompt = before.prompt_hash and started.prompt_hash and started.prompt_hash != before.prompt_hash
+        is_other = (started.seed, started.num_prompt_tokens) != (before.seed, before.num_prompt_tokens)
+        if is_other or has_other_prompt:
             raise InternalError(f"the server went on with another request: {started} after {before}")
         self.started, self._is_broken = before, False
 

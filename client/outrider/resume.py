@@ -80,6 +80,8 @@ def continued(request: pb.GenerateRequest, started: Started, token_ids: Sequence
     rest.request_id, rest.model = started.request_id, started.model
     rest.sampling.ClearField("n")
     rest.sampling.seed = started.seed
+    if started.max_tokens:
+        rest.sampling.max_tokens = started.max_tokens  # by default it depends on the KV cache of the moment
     rest.resume_from.CopyFrom(pb.TokenIds(ids=token_ids))
     return rest
 

@@ -76,6 +76,8 @@ class Started:
     model: str
     seed: int
     num_prompt_tokens: int
+    max_tokens: int = 0  # of this answer, as asked for or by default; 0: an older server
+    prompt_hash: int = 0  # of the prompt's token ids; 0: an older server
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,8 @@ def test_json_is_one_object_a_line_started_tokens_finished(server: str) -> None:
         "model": "tiny",
         "seed": DRAWN_SEED,
         "num_prompt_tokens": 7,
+        "max_tokens": 0,
+        "prompt_hash": 0,
     }
     assert events[2] == {
         "event": "tokens",

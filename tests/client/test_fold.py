@@ -39,6 +39,25 @@ def test_started_is_known_from_the_first_message() -> None:
     assert fold_of(STARTED).started == Started("r", "tiny", 7, 3)
 
 
+def test_an_answer_goes_on_from_the_same_prompt_alone() -> None:
+    """Which an older server does not tell by more than the number of its tokens."""
+
+    def from_prompt(prompt_hash: int) -> pb.GenerateResponse:
+        message = pb.GenerateResponse()
+        message.CopyFrom(STARTED)
+        message.started.prompt_hash = prompt_hash
+        return message
+
+    for before, after in ((5, 5), (0, 5), (5, 0)):
+        fold = fold_of(from_prompt(before), TOKENS)
+        fold.resume()
+        fold.add(from_prompt(after))
+    fold = fold_of(from_prompt(5), TOKENS)
+    fold.resume()
+    with pytest.raises(InternalError, match="went on with another request"):
+        fold.add(from_prompt(6))
+
+
 def test_add_returns_the_tokens_of_its_message_only() -> None:
     fold = fold_of(STARTED, TOKENS)
     assert [token.id for token in fold.add(tokens(CHUNKS[1]))] == [12, 13, 14]

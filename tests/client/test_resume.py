@@ -124,6 +124,28 @@ async def test_a_broken_stream_goes_on_with_its_seed_its_id_and_its_tokens(ask: 
     assert second == expected
 
 
+@pytest.mark.parametrize(
+    ("asked", "told", "expected"),
+    [(None, 30, 30), (None, 0, None), (8, 8, 8)],
+    ids=["the default", "an older server", "as asked"],
+)
+async def test_a_broken_stream_goes_on_to_the_limit_that_it_began_with(
+    ask: Ask, fake: FakeInference, asked: int | None, told: int, expected: int | None
+) -> None:
+    """The default depends on the KV cache, which may be another one by now."""
+
+    def script(call: Call) -> Iterator[pb.GenerateResponse]:
+        for response in breaks([1])(call):
+            if response.HasField("started"):
+                response.started.max_tokens = told
+            yield response
+
+    fake.script = script
+    await ask("Why?", sampling=SamplingParams(max_tokens=asked))
+    sampling = fake.requests[1].sampling
+    assert (sampling.max_tokens if sampling.HasField("max_tokens") else None) == expected
+
+
 async def test_a_drawn_request_id_is_kept(ask: Ask, fake: FakeInference) -> None:
     fake.script = breaks([1])
     await ask("Why?")

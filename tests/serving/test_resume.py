@@ -15,6 +15,7 @@ import pytest
 
 from outrider import Answer, Client, Resuming, SamplingParams, Speculation
 from outrider.errors import ServerUnavailable
+from outrider.types import Started
 from outrider.v1 import inference_pb2, inference_pb2_grpc
 from scheduler.server import SchedulerConfig
 from tests.serving.conftest import drafter_config
@@ -140,6 +141,21 @@ def test_each_of_several_answers_goes_on(cell: LocalCell, relay: CuttingRelay) -
     for ours, theirs in zip(broken, undisturbed, strict=True):
         check(ours, theirs)
     assert relay.num_cuts > 0
+
+
+def test_an_answer_that_starts_says_its_limit_and_its_prompt(cell: LocalCell) -> None:
+    def started(prompt: str, sampling: SamplingParams) -> Started:
+        generation = client.generate(prompt, sampling=sampling)
+        next(generation.chunks())
+        assert generation.started is not None
+        return generation.started
+
+    with Client(cell.endpoint) as client:
+        default, given = started(PROMPT, replace(FREE, max_tokens=None)), started(PROMPT, FREE)
+        other = started(PROMPT[::-1], FREE)
+    assert (default.max_tokens, given.max_tokens) == (256, FREE.max_tokens)
+    assert default.prompt_hash == given.prompt_hash != other.prompt_hash
+    assert default.num_prompt_tokens == other.num_prompt_tokens
 
 
 def test_a_call_that_is_refused_takes_nothing_over(cell: LocalCell) -> None:
