@@ -62,6 +62,7 @@ class Driver:
         self._numbers = count(1)
         self._target_links: dict[str, tuple[TargetLink, asyncio.Task[None]]] = {}
         self._drafter_links: dict[str, tuple[DrafterLink, asyncio.Task[None]]] = {}
+        self._num_wanted_targets = 0
         self._changing_links = asyncio.Lock()
         self._leaving: dict[str, asyncio.Event] = {}  # workers that are drained; set once they are
         self._is_stopped = False
@@ -200,20 +201,25 @@ class Driver:
         `num_missing`: target groups that are to come, or to come back, whose addresses are not known yet.
         """
         async with self._changing_links:
-            if not self._is_stopped:
-                self.post(TargetsExpected(len(targets) + num_missing))
             await self._drop(self._target_links, set(self._target_links) - set(targets))
             await self._drop(self._drafter_links, set(self._drafter_links) - set(drafters))
             if self._is_stopped:
                 return
+            self._num_wanted_targets = len(targets) + num_missing
+            self._expect_targets()
             for address in targets:
                 if address not in self._target_links:
-                    target = TargetLink(address, self.post, self._learn_model, self._channels)
+                    target = TargetLink(address, self.post, self._learn_model, self._expect_targets, self._channels)
                     self._target_links[address] = target, self._start(target)
             for address in drafters:
                 if address not in self._drafter_links:
                     drafter = DrafterLink(address, self.post, self._served, self._channels)
                     self._drafter_links[address] = drafter, self._start(drafter)
+
+    def _expect_targets(self) -> None:
+        """One that is refused is not expected: what only a larger group could hold must not wait for it."""
+        num_refused = sum(link.state == pb.WORKER_STATE_REFUSED for link in self.target_links)
+        self.post(TargetsExpected(self._num_wanted_targets - num_refused))
 
     async def drain_worker(self, address: str, limit_s: float) -> None:
         """Returns when no request is on this drafter, or target group, any more, or after `limit_s`."""

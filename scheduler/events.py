@@ -138,7 +138,8 @@ class TargetLeaving:
 
 @dataclass(frozen=True, slots=True)
 class TargetsExpected:
-    """So many target groups the cell has, those among them that are lost or have yet to come."""
+    """So many target groups the cell has, those among them that are lost or have yet to come. Not those that are
+    refused."""
 
     number: int
 

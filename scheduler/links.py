@@ -95,7 +95,7 @@ class Link(ABC):
                 raise ended[0]
             if self.state == pb.WORKER_STATE_REFUSED:
                 return
-            self.state = pb.WORKER_STATE_CONNECTING
+            self._enter(pb.WORKER_STATE_CONNECTING, self.detail)
             await asyncio.sleep(RECONNECT_PAUSE_S)
 
     def reset(self, reason: str) -> None:
@@ -104,13 +104,16 @@ class Link(ABC):
         if self._session is not None:
             self._session.cancel()
 
+    def _enter(self, state: pb.WorkerState, detail: str = "") -> None:
+        self.state, self.detail = state, detail
+
     async def _hold_session(self) -> None:
         try:
             async with await self._channels.open(self.address, link_options(self.max_receive_bytes)) as channel:
                 await self._connect(channel)
                 await self._hold(channel)
         except Refused as err:
-            self.state, self.detail = pb.WORKER_STATE_REFUSED, err.message
+            self._enter(pb.WORKER_STATE_REFUSED, err.message)
             log.error("%s is refused: %s", self.address, err.message)
         except (Garbled, Unreachable) as err:
             self.detail = err.message
@@ -194,23 +197,29 @@ def _parsed(message: Any) -> Any:
 
 class TargetLink(Link):
     """To a target group. `on_describe` is awaited with its description and its tokenizer's files before it is used; it
-    raises Refused for one that must not be."""
+    raises Refused for one that must not be. `on_state` is called when the link has entered another state."""
 
     def __init__(
         self,
         address: str,
         post: Post,
         on_describe: Callable[[TargetDescription, Mapping[str, bytes]], Any],
+        on_state: Callable[[], None],
         channels: CellChannels,
     ) -> None:
         super().__init__(address, channels)
         self._post = post
         self._on_describe = on_describe
+        self._on_state = on_state
         self.description: TargetDescription | None = None
         self._outbox = TargetOutbox()
 
     def send(self, command: SendPass | ReleaseTarget) -> None:
         self._outbox.put(command)
+
+    def _enter(self, state: pb.WorkerState, detail: str = "") -> None:
+        super()._enter(state, detail)
+        self._on_state()
 
     async def _hold(self, channel: grpc.aio.Channel) -> None:
         stub: Any = TargetStub(channel)
@@ -222,7 +231,7 @@ class TargetLink(Link):
         self.description = description
         call = stub.Connect()
         self._outbox = TargetOutbox()
-        self.state, self.detail = pb.WORKER_STATE_READY, ""
+        self._enter(pb.WORKER_STATE_READY)
         log.info("target %s at %s is ready", description.name, self.address)
         facts = TargetFacts(
             vocab_size=description.vocabulary.size,
@@ -279,7 +288,7 @@ class DrafterLink(Link):
         call = stub.Connect()
         self._stream = DraftStream(self.address)
         self._outbox = OrderOutbox(self._stream)
-        self.state, self.detail = pb.WORKER_STATE_READY, ""
+        self._enter(pb.WORKER_STATE_READY)
         log.info("drafter worker %s at %s is ready", description.name, self.address)
         drawing = frozenset(drafter.name for drafter in description.drafters if drafter.draws)
         self._post(DrafterUp(self.address, [drafter.name for drafter in description.drafters], drawing))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -15,13 +16,23 @@ from tokenizers import models
 
 from outrider.errors import Overloaded
 from outrider.tls import CellChannels
-from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2
+from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2, target_pb2_grpc
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler import links, outbox
 from scheduler.core import CoreConfig
 from scheduler.draft_stream import DraftStream
 from scheduler.driver import Driver
-from scheduler.events import DrafterDown, DrafterUp, Event, SendOrder, TargetDown, Tick
+from scheduler.events import (
+    Command,
+    DrafterDown,
+    DrafterUp,
+    Event,
+    SendOrder,
+    TargetDown,
+    TargetsExpected,
+    TargetUp,
+    Tick,
+)
 from scheduler.links import DrafterLink, Link, TargetLink
 from scheduler.outbox import OrderOutbox
 from scheduler.served_model import ServedModel
@@ -123,7 +134,7 @@ async def test_bytes_that_are_no_message_cost_their_session_alone(
 
     events: list[Event] = []
     link: Link = (
-        TargetLink(address, events.append, learn, PLAIN)
+        TargetLink(address, events.append, learn, lambda: None, PLAIN)
         if kind == "target"
         else DrafterLink(address, events.append, served, PLAIN)
     )
@@ -181,6 +192,104 @@ async def test_a_defect_in_the_core_ends_the_scheduler_and_not_only_its_timer() 
     asyncio.get_running_loop().call_soon(driver.post, Tick())
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(driver.wait_failed(), TIMEOUT_S)
+
+
+class Target(target_pb2_grpc.TargetServicer):
+    """Says of itself what a test wants, and answers no pass."""
+
+    def __init__(self, **description: Any) -> None:
+        sizes = {"block_size": 4, "num_kv_blocks": 8, "max_pass_tokens": 16, "max_context": 4096}
+        self.description: dict[str, Any] = {"model": "ours", "vocabulary": {"size": 97}, **sizes, **description}
+        self.files = {"tokenizer.json": FastTokenizer(models.BPE()).to_str().encode()}
+
+    async def Describe(self, request: Any, context: Any) -> target_pb2.TargetDescription:  # noqa: N802
+        return target_pb2.TargetDescription(**self.description)
+
+    async def GetTokenizer(self, request: Any, context: Any) -> AsyncIterator[Any]:  # type: ignore[override]  # noqa: N802
+        for name, data in self.files.items():
+            yield target_pb2.TokenizerPiece(file=name, data=data)
+
+    async def Connect(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        async for _ in request_iterator:
+            pass
+
+
+@asynccontextmanager
+async def serving(*targets: Target) -> AsyncIterator[list[str]]:
+    """Yields their addresses."""
+    servers = [grpc.aio.server() for _ in targets]
+    for target, server in zip(targets, servers, strict=True):
+        target_pb2_grpc.add_TargetServicer_to_server(target, server)
+    addresses = [f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}" for server in servers]
+    await asyncio.gather(*(server.start() for server in servers))
+    try:
+        yield addresses
+    finally:
+        await asyncio.gather(*(server.stop(0) for server in servers))
+
+
+class Watched(Driver):
+    """Whose events a test can wait for."""
+
+    def __init__(self) -> None:
+        super().__init__(CoreConfig(), max_queued_requests=4)
+        self._handle, self.core.handle = self.core.handle, self._note  # type: ignore[method-assign]
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def _note(self, event: Event, now_s: float) -> list[Command]:
+        self._events.put_nowait(event)
+        return self._handle(event, now_s)
+
+    async def wait_for(self, is_it: Callable[[Event], bool]) -> None:
+        """Until the next one that is it. A scheduler that fails meanwhile fails the test."""
+
+        async def next_one() -> None:
+            while not is_it(await self._events.get()):
+                pass
+
+        waits = [asyncio.create_task(next_one()), asyncio.create_task(self.wait_failed())]
+        done, pending = await asyncio.wait(waits, timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
+        assert done, "it did not come"
+        done.pop().result()
+
+    async def wait_up(self, address: str) -> None:
+        await self.wait_for(lambda event: isinstance(event, TargetUp) and event.target == address)
+
+    async def wait_expected(self, number: int) -> None:
+        await self.wait_for(lambda event: event == TargetsExpected(number))
+
+
+async def test_what_waits_for_a_group_that_is_refused_ends_with_what_it_needs_and_what_there_is() -> None:
+    driver = Watched()
+    async with serving(Target(), Target(model="theirs", num_kv_blocks=99)) as addresses:
+        await driver.set_workers(addresses[:1], [])
+        await driver.wait_up(addresses[0])
+        await driver.set_workers(addresses, [])
+        mailbox = driver.submit(asked(driver.next_number(), prompt=100))
+        assert mailbox.finish is None, "the other one may be large enough"
+        await driver.wait_expected(1)
+        assert mailbox.finish is not None
+        assert isinstance(mailbox.finish.error, Overloaded)
+        words = "may come to need 27 KV blocks: the target's KV cache holds 8 blocks of 4 tokens"
+        assert words in mailbox.finish.error.message
+        await driver.stop()
+
+
+async def test_a_group_that_is_refused_does_not_count_and_one_whose_address_is_not_known_does() -> None:
+    driver = Watched()
+    async with serving(Target(), Target(model="theirs")) as addresses:
+        await driver.set_workers(addresses[:1], [])
+        await driver.wait_up(addresses[0])
+        await driver.set_workers(addresses, [], num_missing=2)
+        await driver.wait_expected(4)
+        await driver.wait_expected(3)
+        await driver.set_workers(addresses, [])
+        await driver.wait_expected(1)
+        await driver.set_workers(addresses[:1], [])
+        await driver.wait_expected(1)
+        await driver.stop()
 
 
 async def test_overlapping_changes_of_workers_end_with_the_last_one() -> None:

@@ -295,7 +295,9 @@ def test_and_fails_once_that_one_is_given_up_or_has_come_back_smaller() -> None:
         groups.ask(asked(1, prompt=100))
         assert groups.ends == {}
         groups.post(event)
-        assert isinstance(groups.ends[1].error, Overloaded)
+        error = groups.ends[1].error
+        assert isinstance(error, Overloaded)
+        assert "may come to need 27 KV blocks: the target's KV cache holds 8 blocks of 4 tokens" in error.message
 
 
 def test_a_request_that_was_paid_for_is_so_again_where_it_lost_its_place() -> None:
