@@ -37,8 +37,8 @@ from scheduler.events import (
 )
 from scheduler.links import DrafterLink, Link, Refused, TargetLink
 from scheduler.mailbox import Mailbox, Turns
-from scheduler.served_model import ServedModel, difference
-from scheduler.tokenizer import Tokenizer
+from scheduler.served_model import ServedModel, difference, nonsense
+from scheduler.tokenizer import BadFiles, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,9 @@ class Driver:
 
     def served_model(self) -> ServedModel:
         if self.model is None:
-            raise ServerUnavailable("the server is starting: its target is not there yet", retry_after_s=1.0)
+            refused = [link for link in self.target_links if link.state == pb.WORKER_STATE_REFUSED]
+            why = "".join(f"; {link.address} is refused: {link.detail}" for link in refused)
+            raise ServerUnavailable(f"the server is starting: its target is not there yet{why}", retry_after_s=1.0)
         return self.model
 
     def check_room(self, num_answers: int, tenant: str, num_coming: int = 0, replaced: Collection[int] = ()) -> None:
@@ -279,7 +281,10 @@ class Driver:
 
     async def _learn_model(self, description: TargetDescription, files: Mapping[str, bytes]) -> None:
         """A restarted target may have another KV cache; its tokenizer is the same unless its vocabulary is not. Raises
-        Refused for a target group whose model is not the one that others serve."""
+        Refused for a target group that nobody could be served by, or whose model is not the one that others serve."""
+        fault = nonsense(description)
+        if fault:
+            raise Refused(fault)
         async with self._learning_model:
             known = self.model
             others = [link.address for link in self.target_links if link.state == pb.WORKER_STATE_READY]
@@ -289,7 +294,10 @@ class Driver:
             if known is not None and known.description.vocabulary == description.vocabulary:
                 tokenizer = known.tokenizer
             else:
-                tokenizer = await asyncio.to_thread(Tokenizer, files)
+                try:
+                    tokenizer = await asyncio.to_thread(Tokenizer, files)
+                except BadFiles as err:
+                    raise Refused(err.message) from err
             self.model = ServedModel(description, tokenizer)
         self._model_known.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from outrider.v1.target_pb2 import TargetDescription
@@ -14,6 +15,18 @@ class ServedModel:
 
     description: TargetDescription
     tokenizer: Tokenizer
+
+
+def nonsense(own: TargetDescription) -> str:
+    """What keeps anybody from being served by a target that says so of itself; empty where nothing does."""
+    counts = {name: getattr(own, name) for name in ("max_context", "block_size", "num_kv_blocks", "max_pass_tokens")}
+    for name, count in {"vocabulary.size": own.vocabulary.size, **counts}.items():
+        if count < 1:
+            return f"its {name} is {count}: it must be at least 1"
+    for i, cost in enumerate(own.pass_costs):
+        if not math.isfinite(cost.pass_ms):
+            return f"its pass_costs[{i}].pass_ms is {cost.pass_ms}: it must be a finite number"
+    return ""
 
 
 def difference(own: TargetDescription, served: TargetDescription) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,9 +15,10 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 
-from outrider.errors import Overloaded
+from outrider.errors import Overloaded, ServerUnavailable
 from outrider.tls import CellChannels
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2, target_pb2_grpc
+from outrider.v1 import inference_pb2 as pb
 from outrider.v1.worker_pb2 import OpenRequest
 from scheduler import links, outbox
 from scheduler.core import CoreConfig
@@ -33,6 +35,7 @@ from scheduler.events import (
     TargetUp,
     Tick,
 )
+from scheduler.information import ServiceLimits, server_info
 from scheduler.links import DrafterLink, Link, TargetLink
 from scheduler.outbox import OrderOutbox
 from scheduler.served_model import ServedModel
@@ -214,6 +217,10 @@ class Target(target_pb2_grpc.TargetServicer):
             pass
 
 
+def costs(*passes_ms: float) -> list[dict[str, float]]:
+    return [{"num_tokens": i + 1, "pass_ms": pass_ms} for i, pass_ms in enumerate(passes_ms)]
+
+
 @asynccontextmanager
 async def serving(*targets: Target) -> AsyncIterator[list[str]]:
     """Yields their addresses."""
@@ -289,6 +296,39 @@ async def test_a_group_that_is_refused_does_not_count_and_one_whose_address_is_n
         await driver.wait_expected(1)
         await driver.set_workers(addresses[:1], [])
         await driver.wait_expected(1)
+        await driver.stop()
+
+
+@pytest.mark.parametrize(
+    ("description", "files", "reason"),
+    [
+        ({"block_size": 0}, {}, "its block_size is 0: it must be at least 1"),
+        ({"num_kv_blocks": 0}, {}, "its num_kv_blocks is 0: it must be at least 1"),
+        ({"max_pass_tokens": 0}, {}, "its max_pass_tokens is 0: it must be at least 1"),
+        ({"max_context": 0}, {}, "its max_context is 0: it must be at least 1"),
+        ({"vocabulary": {"size": 0}}, {}, "its vocabulary.size is 0: it must be at least 1"),
+        ({"pass_costs": costs(8.0, float("inf"))}, {}, "its pass_costs[1].pass_ms is inf: it must be a finite number"),
+        ({"pass_costs": costs(float("nan"))}, {}, "its pass_costs[0].pass_ms is nan: it must be a finite number"),
+        ({}, {"tokenizer.json": b'{"ver'}, "its tokenizer.json, 5 bytes, is no tokenizer"),
+        ({}, {"tokenizer_config.json": b"{"}, "its tokenizer_config.json, 1 bytes, is no JSON"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_target_that_could_serve_nobody_is_refused_by_its_field_and_another_serves(
+    description: dict[str, Any], files: dict[str, bytes], reason: str
+) -> None:
+    driver, bad = Watched(), Target(**description)
+    bad.files |= files
+    async with serving(bad, Target()) as addresses:
+        await driver.set_workers(addresses[:1], [])
+        await driver.wait_expected(0)
+        with pytest.raises(ServerUnavailable, match=re.escape(f"{addresses[0]} is refused: {reason}")):
+            driver.served_model()
+        await driver.set_workers(addresses, [])
+        await driver.wait_up(addresses[1])
+        info = server_info(driver, ServiceLimits(max_queued_requests=4, max_nodes=8), "0", is_draining=False)
+        assert [target.state for target in info.targets] == [pb.WORKER_STATE_REFUSED, pb.WORKER_STATE_READY]
+        assert info.targets[0].detail.startswith(reason)
         await driver.stop()
 
 
