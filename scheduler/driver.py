@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import count
 from typing import NoReturn, TypeVar
 
-from outrider.errors import OutriderError, Overloaded, ServerUnavailable
+from outrider.errors import ModelNotFound, OutriderError, Overloaded, ServerUnavailable
 from outrider.tls import CellChannels
 from outrider.v1 import inference_pb2 as pb
 from outrider.v1.target_pb2 import TargetDescription
@@ -281,15 +281,16 @@ class Driver:
 
     async def _learn_model(self, description: TargetDescription, files: Mapping[str, bytes]) -> None:
         """A restarted target may have another KV cache; its tokenizer is the same unless its vocabulary is not. Raises
-        Refused for a target group that nobody could be served by, or whose model is not the one that others serve."""
+        Refused for a target group that nobody could be served by, or whose model is not the one that others serve. What
+        the last model has begun no other one goes on with."""
         fault = nonsense(description)
         if fault:
             raise Refused(fault)
         async with self._learning_model:
             known = self.model
             others = [link.address for link in self.target_links if link.state == pb.WORKER_STATE_READY]
-            complaint = difference(description, known.description) if known is not None and others else ""
-            if complaint:
+            complaint = difference(description, known.description) if known is not None else ""
+            if complaint and others:
                 raise Refused(f"{complaint} at {', '.join(others)}: all target groups of a cell serve one model")
             if known is not None and known.description.vocabulary == description.vocabulary:
                 tokenizer = known.tokenizer
@@ -299,6 +300,8 @@ class Driver:
                 except BadFiles as err:
                     raise Refused(err.message) from err
             self.model = ServedModel(description, tokenizer)
+            for number in [*self._mailboxes] if complaint else ():
+                self.end(number, ModelNotFound(f"a target with another model came: {complaint} to this request"))
         self._model_known.set()
 
     async def _served(self) -> ServedModel:

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models
 
-from outrider.errors import Overloaded, ServerUnavailable
+from outrider.errors import ModelNotFound, Overloaded, ServerUnavailable
 from outrider.tls import CellChannels
 from outrider.v1 import drafter_pb2, drafter_pb2_grpc, target_pb2, target_pb2_grpc
 from outrider.v1 import inference_pb2 as pb
@@ -329,6 +329,26 @@ async def test_a_target_that_could_serve_nobody_is_refused_by_its_field_and_anot
         info = server_info(driver, ServiceLimits(max_queued_requests=4, max_nodes=8), "0", is_draining=False)
         assert [target.state for target in info.targets] == [pb.WORKER_STATE_REFUSED, pb.WORKER_STATE_READY]
         assert info.targets[0].detail.startswith(reason)
+        await driver.stop()
+
+
+@pytest.mark.parametrize("change", [{"model": "theirs"}, {"end_token_ids": [1]}, {"num_kv_blocks": 16}])
+async def test_what_one_model_has_begun_is_never_gone_on_with_by_another(change: dict[str, Any]) -> None:
+    driver, target = Watched(), Target()
+    async with serving(target) as addresses:
+        await driver.set_workers(addresses, [])
+        await driver.wait_up(addresses[0])
+        mailbox = driver.submit(asked(driver.next_number()))
+        await driver.set_workers([], [])
+        target.description |= change
+        await driver.set_workers(addresses, [])
+        await driver.wait_up(addresses[0])
+        if "num_kv_blocks" in change:
+            assert (mailbox.finish, driver.core.num_running) == (None, 1)
+        else:
+            assert mailbox.finish is not None
+            assert isinstance(mailbox.finish.error, ModelNotFound)
+            assert driver.core.num_running == 0
         await driver.stop()
 
 
