@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers.decoders import DecodeStream
 
 from outrider.types import Token, TokenLogprobs, TokenSource
+
+BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class TextStream:
         self._skip_special_tokens = skip_special_tokens
         self._min_tokens = min_tokens  # a stop string that is complete before ends nothing
         self._num_tokens = 0
-        self._decoder = DecodeStream(skip_special_tokens=skip_special_tokens)
+        self._before: list[int] = []  # tokens with the last text: what a token's text is depends on those before it
+        self._text_before = ""
         self._unfinished: list[int] = []  # tokens since the last complete character
         self._held: list[Token] = []
         self._num_known = 0  # tokens from the first one held on that the reader has
@@ -86,8 +88,8 @@ class TextStream:
 
     def flush(self) -> Piece:
         """The answer is over: what was held back, with the remains of a broken character."""
-        rest = self._tokenizer.decode(self._unfinished, skip_special_tokens=self._skip_special_tokens)
-        if self._unfinished and rest:
+        rest = self._without_before(self._text_of(self._before + self._unfinished))
+        if rest:
             last = self._held[-1]  # _release keeps the last token of an unfinished character
             self._held[-1] = replace(last, text=last.text + rest)
         held, self._held = self._held, []
@@ -99,12 +101,23 @@ class TextStream:
         return final[num_left_out:]
 
     def _decode(self, token_id: int) -> str:
-        text = self._decoder.step(self._tokenizer, token_id)
+        self._unfinished.append(token_id)
+        whole = self._text_of(self._before + self._unfinished)
+        text = "" if whole.endswith(BROKEN) else self._without_before(whole)
         if text:
-            self._unfinished.clear()
-        else:
-            self._unfinished.append(token_id)
-        return text or ""
+            self._before, self._unfinished = self._unfinished, []
+            self._text_before = self._text_of(self._before)
+        return text
+
+    def _without_before(self, whole: str) -> str:
+        if whole.startswith(self._text_before):
+            return whole[len(self._text_before) :]
+        # Bytes that are no character take those before them along, where these were tokens of a byte too, and were sent.
+        return self._text_of(self._unfinished)
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
+        return text
 
     def _match(self) -> str:
         """If a stop string is complete, cut the held texts there and return it."""

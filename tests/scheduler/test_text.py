@@ -42,11 +42,34 @@ def run(
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS, data=st.data())
 def test_streamed_text_is_the_decoded_text_however_it_is_cut(
-    fast_tokenizer: FastTokenizer, text: str, data: st.DataObject
+    any_tokenizer: FastTokenizer, text: str, data: st.DataObject
 ) -> None:
-    ids = fast_tokenizer.encode(text).ids
+    ids = any_tokenizer.encode(text).ids
     cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=4))
-    assert run(fast_tokenizer, ids, cuts, []) == (text, ids, "")
+    assert run(any_tokenizer, ids, cuts, []) == (text, ids, "")
+
+
+@settings(max_examples=1000, deadline=None)
+@given(data=st.data())
+def test_any_tokens_become_text_however_they_are_cut(any_tokenizer: FastTokenizer, data: st.DataObject) -> None:
+    token = st.integers(0, any_tokenizer.get_vocab_size() - 1).map(lambda token_id: [token_id])
+    character = st.sampled_from("🦊é\n h").map(lambda text: any_tokenizer.encode(text).ids)
+    ids = [token_id for drawn in data.draw(st.lists(token | character, max_size=12)) for token_id in drawn]
+    cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=4))
+
+    text, streamed_ids, _ = run(any_tokenizer, ids, cuts, [])
+
+    assert (text, streamed_ids) == (run(any_tokenizer, ids, [], [])[0], ids)
+    decoded = any_tokenizer.decode(ids)
+    if "\ufffd" not in decoded:
+        assert text == decoded
+
+
+def test_bytes_that_become_no_character_are_shown_as_such(byte_fallback_tokenizer: FastTokenizer) -> None:
+    ids = [byte_fallback_tokenizer.token_to_id(piece) for piece in ("▁t", "<0x0A>", "<0xF0>", "<0x9F>", "he", "▁t")]
+    assert byte_fallback_tokenizer.decode(ids) == "t\ufffd\ufffd\ufffdhe t"
+    assert run(byte_fallback_tokenizer, ids, [], []) == ("t\n\ufffd\ufffdhe t", ids, "")  # the line break was sent
+    assert run(byte_fallback_tokenizer, ids[:4], [], []) == ("t\n\ufffd\ufffd", ids[:4], "")
 
 
 @settings(max_examples=300, deadline=None)
