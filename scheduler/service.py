@@ -229,7 +229,10 @@ class InferenceService:
         return mailbox
 
     async def _stream(self, answer: _Answer, mailbox: Mailbox) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """An answer out of its mailbox until the request ends; raises the error that it ends with."""
+        """An answer out of its mailbox until the request ends; raises the error that it ends with.
+
+        An answer that a stop string has ended is whole, however the request ends before the core has heard of it.
+        """
         sent = SentTokens(answer.index, len(answer.new.resumed))
         matched_stop = answer.matched_stop
         finish: Finish | None = None
@@ -246,9 +249,9 @@ class InferenceService:
                 yield sent.add(piece.tokens)
             if matched_stop and finish is None:
                 self._driver.post(Stopped(answer.new.number))
-        if finish.error is not None:
-            raise finish.error
         if not matched_stop:
+            if finish.error is not None:
+                raise finish.error
             rest = answer.text.flush()
             if rest.tokens:
                 yield sent.add(rest.tokens)
