@@ -127,14 +127,24 @@ def _encode_chat(chat: pb.ChatPrompt, tokenizer: Tokenizer, limits: ModelLimits)
             raise InvalidRequest.of(f"chat.messages[{i}].role", "", "it must be a role, such as user")
     num_chars = sum(len(message.role) + len(message.content) for message in chat.messages)
     _check_chars("chat.messages", num_chars, limits)
+    messages: list[Message] = [{"role": m.role, "content": m.content} for m in chat.messages]
+    text = tokenizer.render_chat(messages, _template_variables(chat))
+    _check_chars("chat", len(text), limits)  # with all that the template prints, of its variables too
+    return tokenizer.encode_word(text)
+
+
+def _template_variables(chat: pb.ChatPrompt) -> dict[str, object]:
     try:
         variables = json.loads(chat.template_variables_json or "{}")
+        json.dumps(variables, ensure_ascii=False).encode()
+    except UnicodeEncodeError as err:  # JSON can escape half a character
+        half = err.object[err.start]
+        raise InvalidRequest(f"chat.template_variables_json holds {half!r}: half a character is no text") from err
     except (ValueError, RecursionError) as err:
         raise InvalidRequest(f"chat.template_variables_json is no JSON: {err}") from err
     if not isinstance(variables, dict):
         raise InvalidRequest.of("chat.template_variables_json", variables, "it must be a JSON object")
-    messages: list[Message] = [{"role": m.role, "content": m.content} for m in chat.messages]
-    return tokenizer.encode_chat(messages, variables)
+    return variables
 
 
 def _check_chars(field: str, num_chars: int, limits: ModelLimits) -> None:

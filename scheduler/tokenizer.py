@@ -23,7 +23,7 @@ class BadFiles(OutriderError):
 
 
 class Tokenizer:
-    """Encodes prompts of one model.
+    """Renders and encodes prompts of one model.
 
     `files`: contents by name; "tokenizer.json" must be there. Raises BadFiles, and InvalidRequest for prompts that
     the model's chat template refuses.
@@ -51,19 +51,17 @@ class Tokenizer:
         ids: list[int] = self.fast.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_chat(self, messages: Sequence[Message], variables: Mapping[str, object]) -> list[int]:
-        """Token ids of a chat up to where the assistant's next turn begins."""
+    def render_chat(self, messages: Sequence[Message], variables: Mapping[str, object]) -> str:
+        """A chat, with its special tokens, up to where the assistant's next turn begins."""
         if not isinstance(self._template, jinja2.Template):
             raise InvalidRequest(f"prompt.chat: {self._template}; send prompt.text or prompt.token_ids")
         special = {key: _content(self._config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
         try:
-            text = self._template.render(
+            return self._template.render(
                 **{**special, **variables}, messages=list(messages), add_generation_prompt=True
             )
         except (jinja2.TemplateError, TypeError, ValueError) as err:
             raise InvalidRequest(f"prompt.chat: the model's chat template refuses these messages: {err}") from err
-        ids: list[int] = self.fast.encode(text, add_special_tokens=False).ids
-        return ids
 
 
 def _parse_tokenizer(data: bytes) -> FastTokenizer:

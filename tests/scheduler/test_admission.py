@@ -168,6 +168,10 @@ BAD_PROMPTS = [
         pb.GenerateRequest(chat={"messages": [{"role": "user"}], "template_variables_json": "[" * 100_000}),
         ["template_variables_json", "no JSON"],
     ),
+    (
+        pb.GenerateRequest(chat={"messages": [{"role": "r" * 2500, "content": "x" * 2500}]}),
+        ["chat.messages", "5000 characters", "4096"],
+    ),
 ]
 
 
@@ -177,6 +181,37 @@ def test_a_bad_prompt_is_named(bad: pb.GenerateRequest, words: list[str], tokeni
         encode_prompt(bad, Tokenizer(tokenizer_files), LIMITS)
     for word in words:
         assert word in caught.value.message
+
+
+def of_tools(template_variables_json: str) -> pb.GenerateRequest:
+    chat = {"messages": [{"role": "user"}], "template_variables_json": template_variables_json}
+    return pb.GenerateRequest(chat=chat)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (of_tools('{"tools": ["%s"]}' % ("x" * 5000)), ["chat has 5009 characters", "4096"]),
+        (of_tools(r'{"tools": ["\ud800"]}'), ["chat.template_variables_json", r"'\ud800'"]),
+        (of_tools(r'{"a \udfff": 1}'), ["chat.template_variables_json", r"'\udfff'"]),
+    ],
+    ids=["long", "half a character", "half a character in a name"],
+)
+def test_what_a_template_makes_of_its_variables_is_checked(
+    bad: pb.GenerateRequest, words: list[str], tokenizer_files: dict[str, bytes]
+) -> None:
+    template = b"{{ tools | tojson }}{% for message in messages %}{{ message.role }}\n{% endfor %}"
+    files = tokenizer_files | {"chat_template.jinja": template}
+    with pytest.raises(InvalidRequest) as caught:
+        encode_prompt(bad, Tokenizer(files), LIMITS)
+    for word in words:
+        assert word in caught.value.message
+
+
+def test_a_whole_character_may_be_escaped_in_halves(tokenizer_files: dict[str, bytes]) -> None:
+    tokenizer = Tokenizer(tokenizer_files | {"chat_template.jinja": b"{{ tools[0] }}"})
+
+    assert tokenizer.fast.decode(encode_prompt(of_tools(r'{"tools": ["\ud83d\ude00"]}'), tokenizer, LIMITS)) == "😀"
 
 
 def test_max_tokens_is_what_is_left_unless_it_is_given() -> None:
