@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, contextmanager
+from itertools import accumulate
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ import grpc.aio
 
 from outrider.errors import RETRY_PUSHBACK_KEY, OutriderError, PermissionDenied, status_of
 
-MAX_ERROR_CHARS = 4000  # gRPC sends a status in at most 8 KiB of headers, and drops the call where it is longer
+MAX_ERROR_BYTES = 4000  # gRPC sends a status in at most 8 KiB of headers, and drops the call where it is longer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Enter = Callable[[Context], AbstractContextManager[None]]
@@ -67,7 +68,18 @@ async def abort(context: Context, error: OutriderError) -> None:
     trailing = tuple(context.trailing_metadata() or ())
     if error.retry_after_s is not None:
         trailing = (*trailing, (RETRY_PUSHBACK_KEY, str(round(error.retry_after_s * 1000))))
-    await context.abort(status_of(error), error.message[:MAX_ERROR_CHARS], trailing_metadata=trailing)
+    await context.abort(status_of(error), _cut(error.message), trailing_metadata=trailing)
+
+
+def _cut(message: str) -> str:
+    """As much of it as gRPC sends in MAX_ERROR_BYTES."""
+    num_bytes = accumulate(_num_bytes(letter) for letter in message[:MAX_ERROR_BYTES])
+    return message[: sum(up_to_here <= MAX_ERROR_BYTES for up_to_here in num_bytes)]
+
+
+def _num_bytes(letter: str) -> int:
+    """gRPC writes each byte that is not printable ASCII, and the percent sign, as a percent sign and two digits."""
+    return 1 if " " <= letter <= "~" and letter != "%" else 3 * len(letter.encode())
 
 
 def _around(behaviour: Any, enter: Enter) -> Any:
