@@ -22,6 +22,9 @@ def grammar_of(sampling: pb.SamplingParams) -> str:
     kind = sampling.WhichOneof("constraint")
     if kind is None:
         return ""
+    num_choices = len(sampling.choice.values)
+    if num_choices > MAX_CHOICES:
+        raise InvalidRequest(f"sampling.choice has {num_choices} values: at most {MAX_CHOICES} are allowed")
     values = list(sampling.choice.values) if kind == "choice" else [getattr(sampling, kind)]
     num_chars = sum(map(len, values))
     if num_chars > MAX_CONSTRAINT_CHARS:
@@ -50,6 +53,6 @@ def _grammar(kind: str, values: list[str]) -> str:
 
 def _grammar_of_choices(values: list[str]) -> str:
     """One of these texts, letter by letter. JSON's escapes are Lark's."""
-    if not 1 <= len(values) <= MAX_CHOICES or not all(values):
+    if not values or not all(values):
         raise ValueError(f"there must be 1 to {MAX_CHOICES} choices, none of them empty")
     return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(value) for value in values))

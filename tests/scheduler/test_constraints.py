@@ -26,6 +26,7 @@ def test_without_a_constraint_there_is_no_grammar() -> None:
         (pb.SamplingParams(regex="(a"), ["sampling.regex", "unclosed"]),
         (pb.SamplingParams(grammar="start: foo"), ["sampling.grammar", "foo"]),
         (pb.SamplingParams(choice=pb.Choices()), ["sampling.choice", "1 to 1024"]),
+        (pb.SamplingParams(choice={"values": [""] * 1025}), ["sampling.choice has 1025 values", "1024"]),
         (pb.SamplingParams(choice=pb.Choices(values=["a", ""])), ["sampling.choice", "empty"]),
     ],
 )
