@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import inf
 from pathlib import Path
 from typing import Any, get_args
@@ -72,6 +73,15 @@ def test_every_section_is_read_from_the_file(tmp_path: Path) -> None:
     assert [(d.spec, d.threads) for d in config.drafters] == [("ngram=ngram", None), ("small=model:/models/small", 3)]
     assert config.restarts.max_restarts == 1
     assert config.cache_dir == Path("/var/cache/outrider")
+
+
+def test_the_readmes_file_starts_as_it_stands_with_nothing_to_download_but_the_default_model(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    config = load_config(written(tmp_path, text), {})
+    assert config.target.model is None
+    assert (config.target.tensor_parallel, config.target.dtype) == (2, "float32")
+    assert [drafter.source for drafter in config.drafters] == [None]
 
 
 def test_flags_win_over_the_file_and_leave_the_rest_of_a_section_alone(tmp_path: Path) -> None:
