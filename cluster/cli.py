@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cluster.announcement import announcement
 from cluster.config import CellConfig, load_config, parse_drafters
 from cluster.default_model import fetch_default_model, with_model
 from cluster.errors import ConfigError
@@ -330,8 +331,8 @@ def _where(server: str | None, of_target: Mapping[str, Any], drafter: list[str] 
 
 
 async def _announce_and_wait(cell: Cell) -> None:
-    typer.echo(f"Outrider serves on {cell.endpoint}")
-    typer.echo(f'Try:  outrider generate "The capital of France is" --server {cell.endpoint}')
+    for line in announcement(cell.config, cell.endpoint):
+        typer.echo(line)
     await cell.wait()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 import grpc
 import pytest
 
+from cluster.announcement import announcement
+from cluster.config import load_config
 from outrider import Client, Tls, rpc
 from outrider.errors import InvalidRequest
 from outrider.v1 import inference_pb2_grpc
@@ -77,6 +80,28 @@ def test_variables_do_what_the_options_do(files: Folder, authority: Authority) -
         shown = run_piped("info", OUTRIDER_SERVER=server, **variables)
     assert (done.stdout, fake.authorizations) == (TEXT + "\n", [f"Bearer {TOKEN}"])
     assert (shown.returncode, "tiny" in shown.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_what_a_cell_says_to_try_reaches_it(files: Folder, authority: Authority, asks: bool) -> None:
+    tls = {name: str(getattr(files.cell, name)) for name in ("certificate", "key", "ca")}
+    settings = {"tls": tls | {"require_client_certificate": asks}, "auth": {"tokens_file": "/etc/tokens.toml"}}
+    fake = Noting()
+    with encrypted(fake, authority, asks=asks) as server:
+        serves, hint = announcement(load_config(None, settings), server)
+        own = {"YOUR_CERTIFICATE": tls["certificate"], "ITS_KEY": tls["key"], "OUTRIDER_TOKEN=TOKEN": TOKEN}
+        token, outrider, *words = [own.get(word, word) for word in shlex.split(hint.removeprefix("Try:"))]
+        done = run_piped(*words, OUTRIDER_TOKEN=token)
+    assert serves == f"Outrider serves on {server}"
+    assert outrider == "outrider"
+    assert (done.stdout, done.returncode) == (TEXT + "\n", 0)
+    assert fake.authorizations == [f"Bearer {TOKEN}"]
+    assert words[-2:] == (["--tls-key", tls["key"]] if asks else ["--tls-name", "outrider-cell"])
+
+
+def test_a_cell_without_tls_and_tokens_is_tried_without_options() -> None:
+    hint = 'Try:  outrider generate "The capital of France is" --server localhost:1'
+    assert announcement(load_config(None, {}), "localhost:1")[-1] == hint
 
 
 def test_each_failure_of_tls_is_said_in_one_line_that_names_the_way_out(
