@@ -53,6 +53,9 @@ class SchedulerActor(_Actor):
     async def start(self) -> str:
         return await self._server.start()
 
+    async def metrics_address(self) -> str | None:
+        return self._server.metrics_address
+
     async def set_workers(self, targets: Sequence[str], drafters: Sequence[str], num_missing: int) -> None:
         await self._server.set_workers(targets, drafters, num_missing)
 

@@ -7,9 +7,14 @@ import shlex
 from cluster.config import CellConfig
 
 
-def announcement(config: CellConfig, endpoint: str) -> list[str]:
-    """`endpoint`: the "host:port" for clients. In capitals stands what only the user has: a token, a certificate."""
-    return [f"Outrider serves on {endpoint}", f"Try:  {_command(config, endpoint)}"]
+def announcement(config: CellConfig, endpoint: str, metrics_address: str | None = None) -> list[str]:
+    """`endpoint`: the "host:port" for clients; `metrics_address`: that for Prometheus, where there is one.
+
+    In capitals stands what only the user has: a token, a certificate.
+    """
+    scheme = "http" if config.tls is None else "https"
+    metrics = [f"Metrics: {scheme}://{metrics_address}/metrics"] if metrics_address is not None else []
+    return [f"Outrider serves on {endpoint}", f"Try:  {_command(config, endpoint)}", *metrics]
 
 
 def _command(config: CellConfig, endpoint: str) -> str:

@@ -331,7 +331,7 @@ def _where(server: str | None, of_target: Mapping[str, Any], drafter: list[str] 
 
 
 async def _announce_and_wait(cell: Cell) -> None:
-    for line in announcement(cell.config, cell.endpoint):
+    for line in announcement(cell.config, cell.endpoint, cell.metrics_address):
         typer.echo(line)
     await cell.wait()
 

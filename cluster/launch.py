@@ -67,6 +67,11 @@ class Cell:
         return self.scheduler.address
 
     @property
+    def metrics_address(self) -> str | None:
+        """The "host:port" for Prometheus, where metrics are served."""
+        return self.scheduler.metrics_address if self.scheduler is not None else None
+
+    @property
     def target(self) -> TargetGroup | None:
         """The first target group."""
         return self.targets[0] if self.targets else None

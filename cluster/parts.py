@@ -131,6 +131,7 @@ class SchedulerPart(ActorPart):
     def __init__(self, surroundings: Surroundings) -> None:
         super().__init__("the scheduler", surroundings)
         self._listen = surroundings.config.scheduler.listen
+        self.metrics_address: str | None = None  # of the present life, where metrics are served
 
     async def _spawn(self) -> list[WorkerProcess]:
         import ray
@@ -144,6 +145,7 @@ class SchedulerPart(ActorPart):
         await super().start()
         assert self.address is not None
         self._listen = self.address  # a port that was picked the first time is kept
+        self.metrics_address = await self._call("metrics_address", timeout_s=_ANSWER_S)
 
     async def leaving(self) -> None:
         """Never: it can't be elsewhere than its launcher, and ends with it."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.request import urlopen
 from uuid import uuid4
 
 import psutil
@@ -42,6 +43,11 @@ class Command:
                 line = await self._line()
             assert f"--server {found[1]}" in await self._line()
         return found[1]
+
+    async def metrics_url(self) -> str:
+        """Said behind the endpoint."""
+        async with asyncio.timeout(TIMEOUT_S):
+            return (await self._line()).removeprefix("Metrics: ").strip()
 
     async def exit_code(self) -> int:
         async with asyncio.timeout(TIMEOUT_S):
@@ -131,6 +137,17 @@ async def test_sigusr1_renews_the_drafters_and_the_command_serves_on(tiny_model:
         async with AsyncClient(endpoint) as client:
             answer = await client.generate([3, 4, 5], sampling=SamplingParams(max_tokens=8, ignore_eos=True)).result()
         assert len(answer.token_ids) == 8
+        command.process.send_signal(signal.SIGTERM)
+        assert await command.exit_code() == 0
+
+
+async def test_metrics_are_served_where_the_command_says(tiny_model: Path, tmp_path: Path) -> None:
+    config = tmp_path / "cell.toml"
+    config.write_text("scheduler.metrics_port = 0\n", encoding="utf-8")
+    async with outriderd(*up(tiny_model), "--config", str(config), cache=DEFAULT_CACHE_DIR.expanduser()) as command:
+        await command.endpoint()
+        with await asyncio.to_thread(urlopen, await command.metrics_url(), timeout=TIMEOUT_S) as page:
+            assert b"outrider:" in page.read()
         command.process.send_signal(signal.SIGTERM)
         assert await command.exit_code() == 0
 

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster import probe
+from cluster.announcement import announcement
 from cluster.cli import app
 from cluster.config import load_config
 from cluster.errors import ConfigError
@@ -32,6 +33,12 @@ def test_every_process_of_the_cell_is_told_of_its_files() -> None:
     assert scheduler.tokens_file == Path("/a/tokens.toml")
     assert target_config(cell, 1, "127.0.0.1", None).tls == EXPECTED
     assert drafter_config(cell, cell.drafters[0], 1, "127.0.0.1").tls == EXPECTED
+
+
+@pytest.mark.parametrize(("settings", "scheme"), [({}, "http"), ({"tls": TLS}, "https")])
+def test_a_cell_says_where_its_metrics_are(settings: dict[str, object], scheme: str) -> None:
+    cell = load_config(None, settings)
+    assert announcement(cell, "h:1", "h:2") == [*announcement(cell, "h:1"), f"Metrics: {scheme}://h:2/metrics"]
 
 
 def test_without_a_section_nothing_is_encrypted_and_nobody_is_asked() -> None:
