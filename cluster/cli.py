@@ -38,18 +38,23 @@ CACHE_VARIABLE = "OUTRIDER_CACHE"
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; flags win over it.")]
 Target = Annotated[str | None, typer.Option(help="Folder, GGUF file or hub name. Default: SmolLM2-135M-Instruct.")]
-TensorParallel = Annotated[int | None, typer.Option(help="Ranks that share the target.")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Compiled = Annotated[bool | None, typer.Option(help="Compile the target's forward: starts later, runs faster.")]
+TensorParallel = Annotated[int | None, typer.Option(help="Ranks that share the target. Default: 1.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. Default: auto, the checkpoint's.")]
+Compiled = Annotated[
+    bool | None, typer.Option(help="Compile the target's forward: starts later, runs faster. Default: compiled.")
+]
 Exact = Annotated[bool | None, typer.Option(help="Same logits in every pass, also in bfloat16, or no start.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda, of the target.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda, of the target. Default: cpu.")]
 Drafter = Annotated[
     list[str] | None,
     typer.Option(
-        help="ngram, suffix, model: or universal:PATH_OR_HUB_NAME, class:MODULE:NAME, or NAME= before one; or none."
+        help="ngram, suffix, model: or universal:PATH_OR_HUB_NAME, class:MODULE:NAME, or NAME= before one; or none. "
+        "May be repeated. Default: draft (a small model) and suffix with the default target, else ngram."
     ),
 ]
-Listen = Annotated[str | None, typer.Option(help="HOST:PORT for clients; port 0 picks a free one.")]
+Listen = Annotated[
+    str | None, typer.Option(help="HOST:PORT for clients; port 0 picks a free one. Default: 127.0.0.1:50051.")
+]
 
 
 @app.command()

@@ -9,7 +9,8 @@
     [auth]       tokens_file
     [autoscale]  enabled, dry_run, …
 
-A flag wins over the file, the file over the defaults below.
+A flag wins over the file, the file over the defaults below. Where neither names a target nor drafters, the default
+model's own drafters take the place of `ngram` (default_model.py).
 """
 
 from __future__ import annotations

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from typer.main import get_command
 
+from cluster.cli import app
 from cluster.config import CellConfig, DrafterKind, load_config, parse_drafter, parse_drafters
+from cluster.default_model import DEFAULT_DRAFTERS
 from cluster.errors import ConfigError
 from cluster.server_configs import scheduler_config
 from workers.draft.drafter import KINDS
@@ -59,6 +62,28 @@ def test_without_a_file_and_flags_there_is_one_rank_of_the_default_model_and_an_
     assert config.target.tensor_parallel == 1
     assert [drafter.spec for drafter in config.drafters] == ["ngram=ngram"]
     assert config.cache_dir == Path("~/.cache/outrider").expanduser()
+
+
+@pytest.mark.parametrize(
+    ("flag", "default"),
+    [
+        ("tensor_parallel", str(CellConfig().target.tensor_parallel)),
+        ("dtype", CellConfig().target.dtype),
+        ("device", CellConfig().target.device),
+        ("compiled", "compiled" if CellConfig().target.compiled else "not compiled"),
+        ("listen", CellConfig().scheduler.listen),
+        ("drafter", "draft (a small model) and suffix with the default target, else ngram"),
+    ],
+)
+def test_the_help_of_a_flag_says_its_default(flag: str, default: str) -> None:
+    up = get_command(app).commands["up"]  # type: ignore[attr-defined]
+    [help_text] = [each.help for each in up.params if each.name == flag]
+    assert re.search(rf"Default: {re.escape(default)}\b", help_text)
+
+
+def test_the_drafters_where_none_is_named_are_those_that_the_help_tells() -> None:
+    assert [drafter.name for drafter in DEFAULT_DRAFTERS] == ["draft", "suffix"]
+    assert [drafter.name for drafter in CellConfig().drafters] == ["ngram"]
 
 
 def test_every_kind_of_drafter_that_a_worker_has_can_be_configured() -> None:
