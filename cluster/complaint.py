@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import get_args
 
@@ -24,9 +25,14 @@ def explain(root: type[BaseModel], error: ErrorDetails) -> str:
     meaning = f" ({field.description})" if field and field.description else ""
     if error["type"] == "missing":
         return f"{key} is missing: set it{meaning}"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    wish = message if error["type"] == "value_error" else f"it must be {message}"
-    return f"{key} is {error['input']!r}: {wish}{meaning}"
+    return f"{key} is {error['input']!r}: {_wish(key, error)}{meaning}"
+
+
+def _wish(key: str, error: ErrorDetails) -> str:
+    """What the value must be. pydantic says "Input should be …", "String should match …" and the like."""
+    if error["type"] == "tuple_type" and isinstance(error["input"], Mapping):
+        return f"it must be a list: write [[{key}]]"
+    return re.sub(r"^\w+ should ", "it must ", error["msg"].removeprefix("Value error, "))
 
 
 def _section_at(root: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel]:

@@ -148,7 +148,11 @@ class DrafterSection(Section):
         min_length=1,
         description="of model, universal: folder, GGUF file or hub name; of class: MODULE:NAME",
     )
-    name: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$", description="unset: the kind, numbered")
+    name: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
+        description="letters, digits, ., _ and -; unset: the kind, numbered",
+    )
     dtype: Literal[Dtype, "int8"] = Field(default="auto", description="auto: int8 on a CPU, else the checkpoint's")
     device: Device = "cpu"
     kv_cache_bytes: Annotated[int, Field(gt=0)] | None = None
@@ -316,8 +320,12 @@ def parse_drafter(flag: str) -> dict[str, str]:
 
 
 def parse_drafters(flags: Sequence[str]) -> list[dict[str, str]]:
-    """All `--drafter` flags; a single "none" means that the target decodes alone."""
-    return [] if list(flags) == ["none"] else [parse_drafter(flag) for flag in flags]
+    """All `--drafter` flags; "none" alone means that the target decodes alone. Raises ConfigError."""
+    if set(flags) == {"none"}:
+        return []
+    if "none" in flags:
+        raise ConfigError("--drafter is 'none', and others are given too: give it alone, or leave it out")
+    return [parse_drafter(flag) for flag in flags]
 
 
 def _free_name(kind: str, taken: Sequence[str]) -> str:

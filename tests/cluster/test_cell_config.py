@@ -142,6 +142,11 @@ def test_any_other_drafter_flag_is_refused_with_the_forms_that_work(flag: str) -
         parse_drafter(flag)
 
 
+def test_no_drafter_and_a_drafter_can_not_both_be_meant() -> None:
+    with pytest.raises(ConfigError, match="--drafter is 'none', and others are given too"):
+        parse_drafters(["none", "ngram"])
+
+
 def test_drafters_without_a_name_get_the_first_free_one() -> None:
     entries = [{"kind": "ngram"}, {"kind": "ngram"}, {"kind": "ngram", "name": "ngram-2"}]
     assert [drafter.name for drafter in load_config(None, {"drafters": entries}).drafters] == [
@@ -168,7 +173,12 @@ def test_drafters_without_a_name_get_the_first_free_one() -> None:
         ({"drafters": [{"kind": "eagle"}]}, ["drafters.0.kind is 'eagle'", "'ngram'"]),
         ({"drafters": [{}]}, ["drafters.0.kind is missing"]),
         ({"drafters": [{"kind": "ngram", "nmae": "x"}]}, ["drafters.0.nmae is unknown", "did you mean 'name'?"]),
-        ({"drafters": [{"kind": "ngram", "name": "a b"}]}, ["drafters.0.name is 'a b'"]),
+        ({"drafters": [{"kind": "ngram", "name": "a b"}]}, ["drafters.0.name is 'a b': it must match", "digits"]),
+        (
+            {"drafters": [{"kind": "model", "source": ""}]},
+            ["drafters.0.source is '': it must have at least 1 character"],
+        ),
+        ({"drafters": {"kind": "ngram"}}, ["drafters is {'kind': 'ngram'}: it must be a list: write [[drafters]]"]),
         ({"drafters": [{"kind": "ngram", "name": "a"}] * 2}, ["drafters is", "two drafters are named 'a'"]),
         ({"ray": {"address": "auto"}}, ["ray.address is 'auto'", '"host:port"']),
         ({"ray": {"drain_s": -1.0}}, ["ray.drain_s is -1.0", "greater than 0"]),
