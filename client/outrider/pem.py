@@ -46,7 +46,11 @@ class PemFiles:
         return before
 
     def _contents(self) -> Pem:
-        return Pem(_bytes_of(self.ca), _bytes_of(self.certificate), _bytes_of(self.key))
+        return Pem(
+            _bytes_of("tls.ca", self.ca),
+            _bytes_of("tls.certificate", self.certificate),
+            _bytes_of("tls.key", self.key),
+        )
 
 
 def check_readable(files: PemFiles) -> None:
@@ -115,10 +119,10 @@ def _context(protocol: int, files: PemFiles) -> ssl.SSLContext:
     return context
 
 
-def _bytes_of(file: Path | None) -> bytes | None:
+def _bytes_of(field: str, file: Path | None) -> bytes | None:
     if file is None:
         return None
     try:
         return file.read_bytes()
     except OSError as err:
-        raise InvalidRequest.of("tls", str(file), f"it can't be read ({err.strerror})") from err
+        raise InvalidRequest.of(field, str(file), f"it can't be read ({err.strerror})") from err

@@ -41,9 +41,12 @@ class Tls:
     server_name: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.certificate is None) != (self.key is None):
+        given = {"tls.certificate": self.certificate, "tls.key": self.key}
+        missing = [field for field, file in given.items() if file is None]
+        if len(missing) == 1:
+            [field] = given.keys() - missing
             raise InvalidRequest.of(
-                "tls.certificate", self.certificate, f"with tls.key {self.key!r}: give both or none"
+                field, str(given[field]), f"it goes with {missing[0]}, which is unset: give both or none"
             )
 
 

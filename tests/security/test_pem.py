@@ -87,5 +87,16 @@ def test_a_clients_files_that_can_not_be_used_are_refused_with_their_name(
 
 
 def test_a_certificate_without_its_key_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="give both or none"):
-        Tls(certificate=Path("cert.pem"))
+    with pytest.raises(InvalidRequest, match=r"tls.certificate is 'c.pem': .* tls.key, .*: give both or none"):
+        Tls(certificate=Path("c.pem"))
+    with pytest.raises(InvalidRequest, match=r"tls.key is 'k.pem': .* tls.certificate, .*: give both or none"):
+        Tls(key=Path("k.pem"))
+
+
+@pytest.mark.parametrize("field", ["ca", "certificate", "key"])
+def test_a_file_that_is_not_there_is_named_by_its_field(files: Folder, field: str) -> None:
+    gone = str(files.path / "gone.pem")
+    for open_it, settings in ((CellChannels, files.cell), (Credentials, files.client)):
+        with pytest.raises(InvalidRequest) as raised:
+            open_it(replace(settings, **{field: Path(gone)}))
+        assert raised.value.message.startswith(f"tls.{field} is '{gone}': it can't be read (No such file")
