@@ -23,6 +23,7 @@ from cluster.leaving import LeavingNodes, draining_nodes
 from cluster.parts import DrafterPart, SchedulerPart, Surroundings, TargetGroup
 from cluster.placement import cores_of, groups_at_once, groups_together, local_resources, machines_with_room
 from cluster.pool import Crew, Pool
+from cluster.preconditions import check_preconditions
 from cluster.ray_runtime import RayRuntime, RayThread, start_ray, stop_ray, watch_node
 from cluster.server_configs import cell_tls
 from cluster.supervise import Part, keep_alive
@@ -129,6 +130,7 @@ class Cell:
 
     async def _start(self, report: Report) -> None:
         address = self.config.ray.address
+        await asyncio.to_thread(check_preconditions, self.config)
         channels = CellChannels(cell_tls(self.config))  # before anything is started with files that are no good
         report("Starting Ray" if address is None else f"Connecting to Ray at {address}")
         self._ray = asyncio.create_task(self._ray_thread.run(lambda: start_ray(local_resources(self.config), address)))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+from pathlib import Path
 
 import psutil
 import pytest
 
-from cluster.errors import ClusterError, WorkerFailed
+from cluster.errors import ClusterError, ConfigError, WorkerFailed
 from cluster.launch import Cell
 from outrider import AsyncClient
+from outrider.errors import InvalidRequest
 from outrider.types import SamplingParams
 from tests.cluster.conftest import TIMEOUT_S, MakeConfig, Returns, running
 
@@ -80,11 +83,33 @@ async def test_a_model_that_is_not_there_fails_the_start_with_its_name_and_leave
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
-async def test_a_port_that_is_taken_fails_the_start_with_its_name(cell_config: MakeConfig) -> None:
-    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.close()
+async def test_a_port_that_is_taken_fails_the_start_with_its_name_before_anything_runs(cell_config: MakeConfig) -> None:
+    lines: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        listen = f"127.0.0.1:{port}"
+        expected: dict[str, dict[str, object]] = {
+            f"scheduler.listen is '{listen}': it is in use; choose --listen HOST:PORT": {"listen": listen},
+            f"scheduler.metrics_port is {port}: it is in use; choose another port": {"metrics_port": port},
+        }
+        for words, scheduler in expected.items():
+            with pytest.raises(ConfigError) as raised:
+                await asyncio.wait_for(Cell(cell_config(scheduler=scheduler)).start(lines.append), TIMEOUT_S)
+            assert words in raised.value.message
+    assert lines == []
 
-    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as taken:
-        listen = f"127.0.0.1:{taken.sockets[0].getsockname()[1]}"
-        with pytest.raises(WorkerFailed, match=rf"scheduler\.listen is '{listen}'.*in use"):
-            await asyncio.wait_for(Cell(cell_config(scheduler={"listen": listen})).start(), TIMEOUT_S)
+
+async def test_a_host_that_is_another_machines_fails_the_start_with_its_name(cell_config: MakeConfig) -> None:
+    for host in ("192.0.2.1", "nowhere.invalid"):
+        with pytest.raises(ConfigError, match=f"scheduler.listen is '{host}:1': it can't be bound"):
+            await asyncio.wait_for(Cell(cell_config(scheduler={"listen": f"{host}:1"})).start(), TIMEOUT_S)
+
+
+async def test_a_tokens_file_that_is_not_there_fails_the_start_before_anything_runs(
+    cell_config: MakeConfig, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    cell = Cell(cell_config(auth={"tokens_file": str(tmp_path / "gone.toml")}))
+    with pytest.raises(InvalidRequest, match=r"auth.tokens_file is '.*gone.toml': it can't be read"):
+        await asyncio.wait_for(cell.start(lines.append), TIMEOUT_S)
+    assert lines == []
