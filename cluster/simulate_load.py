@@ -90,7 +90,7 @@ def simulate_load(
     if plot is not None:
         from cluster.simulate_plot import check_plotting
 
-        check_plotting()
+        check_plotting(plot)
     todo = jobs(scenario, columns, axes)
     rows: list[Row] = []
     with progress_bar("runs", len(todo)) as advance:

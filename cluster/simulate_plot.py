@@ -10,8 +10,10 @@ from cluster.errors import ConfigError
 from scheduler.simulation.sweep import Row
 
 
-def check_plotting() -> None:
+def check_plotting(path: Path) -> None:
     """Before anything is run. Raises ConfigError."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot is {str(path)!r}: there is no folder {str(path.parent)!r}")
     if find_spec("matplotlib") is None:
         raise ConfigError("--plot needs matplotlib, which is not installed: pip install matplotlib")
 

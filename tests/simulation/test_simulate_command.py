@@ -57,6 +57,13 @@ def test_the_command_wants_a_scenario_or_faults() -> None:
     assert "70b-trained" in result.stderr
 
 
+def test_a_plot_without_a_folder_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["simulate", "70b-trained", "--plot", str(tmp_path / "gone" / "x.png")])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "there is no folder" in result.stderr
+
+
 def test_a_plot_is_a_png(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     from cluster.simulate_plot import draw

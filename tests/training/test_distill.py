@@ -153,11 +153,12 @@ def test_a_draft_model_can_be_trained_on(target: Path, draft: Path, tmp_path: Pa
         ({"num_tokens": 10, "output": Path()}, "name a new folder"),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_the_reason(
+def test_what_cannot_be_done_is_refused_with_the_reason_before_any_answer_is_made(
     target: Path, tmp_path: Path, changes: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=reason):
         distill(config_of(target, tmp_path, **changes), ignore)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_answers_of_another_target_are_refused(tmp_path: Path) -> None:

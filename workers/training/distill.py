@@ -28,7 +28,7 @@ from workers.training.answering import answer_prompts, pick_as_served, pick_from
 from workers.training.card import write_card
 from workers.training.evaluate import Acceptance, acceptance
 from workers.training.held_out import held_out_prompts
-from workers.training.layers import save_with_layers
+from workers.training.layers import check_layers, save_with_layers
 from workers.training.losses import LOSSES
 from workers.training.prompts import Prompt, training_prompt
 from workers.training.shards import Answer, load_shard, save_shard, shard_path
@@ -82,6 +82,8 @@ def distill(config: DistillConfig, report: Callable[[Progress], None]) -> list[A
     rank, size = _join_ranks(config.device)
     set_num_threads(config.threads)
     checkpoint = prepare_checkpoint(config.target, cache_dir=config.cache_dir)
+    if config.start_from is None:
+        check_layers(checkpoint.folder, config.layers or _FIRST_LAYERS)
     config.work.mkdir(parents=True, exist_ok=True)
     _make_answers(config, checkpoint, rank, size, report)
     _wait_for_all(size)

@@ -16,15 +16,20 @@ from outrider.errors import InvalidRequest
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 
+def check_layers(model: Path, layers: Sequence[int]) -> None:
+    """Raises InvalidRequest for layers that the model has not."""
+    num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    if not layers or max(layers) >= num_layers:
+        raise InvalidRequest.of("layers", list(layers), f"the model has {num_layers}, the first of which is 0")
+
+
 def save_with_layers(
     model: Path,
     folder: Path,
     layers: Sequence[int],  # of the model's, ascending
 ) -> Path:
     """Copies `model` into `folder` with these layers only: same tokens, worse answers. Returns the folder."""
-    num_layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
-    if not layers or max(layers) >= num_layers:
-        raise InvalidRequest.of("layers", list(layers), f"the model has {num_layers}")
+    check_layers(model, layers)
     folder.mkdir(parents=True)
     for file in model.iterdir():
         if file.suffix != ".safetensors" and not file.name.endswith(".index.json"):
