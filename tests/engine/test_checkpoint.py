@@ -148,6 +148,22 @@ def test_padded_heads_compute_the_same_function(
     torch.testing.assert_close(logits[0], plain_logits(tiny_llama, [1, 2, 3])[-1], atol=1e-5, rtol=0)
 
 
+def test_a_size_that_no_padding_fits_is_refused_with_all_that_work(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"no padded .*; tensor_parallel may be one of (\[.*\])$") as refused:
+        prepare_checkpoint(str(tiny_llama), tensor_parallel=7, cache_dir=tmp_path)
+    named = json.loads(refused.value.message.rpartition("one of ")[2])
+    assert named == [size for size in range(1, 7) if _starts(tiny_llama, size, tmp_path)]
+    assert {2, 3, 4} <= set(named)
+
+
+def _starts(model: Path, tensor_parallel: int, cache_dir: Path) -> bool:
+    try:
+        prepare_checkpoint(str(model), tensor_parallel=tensor_parallel, cache_dir=cache_dir)
+    except Unsupported:
+        return False
+    return True
+
+
 def test_another_model_in_the_same_folder_is_padded_anew(
     save_model: Callable[[PreTrainedConfig], Path], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,12 @@ def padding_for(folder: Path, tensor_parallel: int) -> HeadPadding | None:
     if config is not whole:
         raise _refusal(config, tensor_parallel, "it is a part of a larger model")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    group = num_heads // num_kv_heads
-    first = -(-num_kv_heads // tensor_parallel) * tensor_parallel
-    for padded in range(first, 2 * first + 1, tensor_parallel):
-        if _accepts(config, padded * group, padded, head_dim):
-            _check_layout(folder, config, tensor_parallel, head_dim)
-            return HeadPadding(num_heads, num_kv_heads, padded * group, padded, head_dim)
-    raise _refusal(config, tensor_parallel, "no padded number of heads fits its hidden size")
+    _check_layout(folder, config, tensor_parallel, head_dim)
+    padded = _padded_kv_heads(config, tensor_parallel, head_dim)
+    if padded is None:
+        more = [size for size in range(1, tensor_parallel) if _padded_kv_heads(config, size, head_dim) is not None]
+        raise _refusal(config, tensor_parallel, "no padded number of heads fits its hidden size", more)
+    return HeadPadding(num_heads, num_kv_heads, padded * (num_heads // num_kv_heads), padded, head_dim)
 
 
 def pad_heads(
@@ -122,6 +122,15 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
+def _padded_kv_heads(config: PreTrainedConfig, tensor_parallel: int, head_dim: int) -> int | None:
+    """The least number of KV heads that these ranks divide and the model may have; None where there is none."""
+    num_kv_heads = num_kv_heads_of(config)
+    group = config.num_attention_heads // num_kv_heads
+    first = -(-num_kv_heads // tensor_parallel) * tensor_parallel
+    sizes = range(first, 2 * first + 1, tensor_parallel)
+    return next((size for size in sizes if _accepts(config, size * group, size, head_dim)), None)
+
+
 def _accepts(config: PreTrainedConfig, num_heads: int, num_kv_heads: int, head_dim: int) -> bool:
     """Whether transformers would load a config with these heads; some families want hidden_size to be a multiple."""
     changed: Any = copy.deepcopy(config)
@@ -150,9 +159,12 @@ def _check_layout(folder: Path, config: PreTrainedConfig, tensor_parallel: int, 
         raise _refusal(config, tensor_parallel, "its attention weights are not four plain projections a layer")
 
 
-def _refusal(config: PreTrainedConfig, tensor_parallel: int, reason: str) -> Unsupported:
+def _refusal(
+    config: PreTrainedConfig, tensor_parallel: int, reason: str, padded_sizes: Sequence[int] = ()
+) -> Unsupported:
+    """`padded_sizes`: of the group, beyond those that divide the KV heads."""
     num_kv_heads = num_kv_heads_of(config)
-    works = [size for size in range(1, num_kv_heads + 1) if num_kv_heads % size == 0]
+    works = sorted({size for size in range(1, num_kv_heads + 1) if num_kv_heads % size == 0} | {*padded_sizes})
     return Unsupported(
         f"{config.model_type} with {num_kv_heads} KV heads can't be padded for {tensor_parallel} ranks: {reason}; "
         f"tensor_parallel may be one of {works}"
