@@ -20,12 +20,16 @@ from cluster.conformance.settings import Setting, all_settings
 from cluster.errors import ConfigError
 from outrider import AsyncClient
 from outrider.errors import OutriderError, ServerUnavailable
-from outrider.types import AcceptanceRule, SamplingParams
+from outrider.types import AcceptanceRule, SamplingParams, WorkerInfo
 
 # Called with a step's name and the number of answers that it asks for; what it returns is told of answers that came.
 Begin = Callable[[str, int], Callable[[int], None]]
 
 _NUM_WORDS = 24
+_STARVED = (
+    "of late its drafts have not been worth a pass's time, so it is hardly ever asked; "
+    "where draft_wait_s of [scheduler] is set, it always is"
+)
 _LABELLED_RULES: tuple[AcceptanceRule, ...] = ("rejection", "typical")
 
 
@@ -95,7 +99,7 @@ class Suite:
     def _idle_drafters(self) -> list[Finding]:
         """Those that the server names and does not use: nothing that was asked can have shown anything of them."""
         return [
-            Finding("same tokens", f"drafter {worker.name}", "not shown", "", f"it is {worker.state}: {worker.detail}")
+            Finding("same tokens", f"drafter {worker.name}", "not shown", "", _why_idle(worker))
             for worker in self._deployment.server.drafters
             if worker.name not in self._deployment.drafters
         ]
@@ -122,6 +126,11 @@ class Suite:
             ask = partial(label_of_rule, asker, content, rule, self._plan.seed, self._plan.max_tokens)
             found += await _guarded("labels", rule, ask)
         return found
+
+
+def _why_idle(worker: WorkerInfo) -> str:
+    reason = worker.detail or (_STARVED if worker.state == "starved" else "")
+    return f"it is {worker.state}" + (f": {reason}" if reason else "")
 
 
 async def _guarded(check: str, subject: str, run: Callable[[], Awaitable[list[Finding]]]) -> list[Finding]:

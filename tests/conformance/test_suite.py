@@ -10,6 +10,7 @@ import pytest
 from cluster.conformance import report
 from cluster.conformance.findings import Finding
 from outrider.errors import ServerUnavailable
+from outrider.v1 import inference_pb2 as pb
 from tests.conformance.conftest import PLAN, Verify
 from tests.conformance.toy import Toy
 
@@ -63,9 +64,17 @@ async def test_each_of_several_drafters_is_tried_alone(verify: Verify) -> None:
 
 
 async def test_a_drafter_that_the_server_refuses_is_named_as_not_shown(verify: Verify) -> None:
-    findings = await verify(Toy(refused_drafters=("odd",)))
+    findings = await verify(Toy(idle_drafters={"odd": (pb.WORKER_STATE_REFUSED, "unfit")}))
     [odd] = [finding for finding in findings if finding.subject == "drafter odd"]
     assert (odd.verdict, odd.detail) == ("not shown", "it is refused: unfit")
+
+
+async def test_a_starved_drafter_is_not_shown_with_the_reason_and_the_way_out(verify: Verify) -> None:
+    idle = {"poor": (pb.WORKER_STATE_STARVED, ""), "new": (pb.WORKER_STATE_CONNECTING, "")}
+    details = {each.subject: each.detail for each in await verify(Toy(idle_drafters=idle)) if each.detail}
+    assert details["drafter poor"].startswith("it is starved: of late its drafts have not been worth a pass's time")
+    assert "draft_wait_s" in details["drafter poor"]
+    assert details["drafter new"] == "it is connecting"
 
 
 async def test_a_refused_parameter_is_an_error_that_names_it_and_the_rest_goes_on(verify: Verify) -> None:

@@ -7,7 +7,7 @@ target's law and accepted or replaced as Leviathan and others have it (arXiv 221
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -53,7 +53,7 @@ class Toy:
     has_no_token: bool = False  # under a JSON schema, as a model without letters
     is_gone: bool = False  # as soon as it has described itself
     drafters: tuple[str, ...] = ("ngram",)
-    refused_drafters: tuple[str, ...] = ()
+    idle_drafters: Mapping[str, tuple[pb.WorkerState, str]] = field(default_factory=dict)  # state and detail, by name
     dtype: str = "float32"
     _num_calls: int = field(default=0, init=False)
 
@@ -70,8 +70,8 @@ class Toy:
             drafters=[
                 *(pb.WorkerInfo(name=name, state=pb.WORKER_STATE_READY) for name in self.drafters),
                 *(
-                    pb.WorkerInfo(name=name, state=pb.WORKER_STATE_REFUSED, detail="unfit")
-                    for name in self.refused_drafters
+                    pb.WorkerInfo(name=name, state=state, detail=detail)
+                    for name, (state, detail) in self.idle_drafters.items()
                 ),
             ],
         )
