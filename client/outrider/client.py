@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -98,12 +100,12 @@ class Client:
         return AllAnswers(request, sampling.n or 1, _checked(timeout_s), self._resuming).read(self._generate)
 
     def model_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ModelInfo:
-        with typed_errors():
+        with _info_errors(timeout_s):
             info = self._connection.call("GetModelInfo", pb.GetModelInfoRequest(), timeout=_checked(timeout_s))
         return convert.model_info_from_proto(info)
 
     def server_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ServerInfo:
-        with typed_errors():
+        with _info_errors(timeout_s):
             info = self._connection.call("GetServerInfo", pb.GetServerInfoRequest(), timeout=_checked(timeout_s))
         return convert.server_info_from_proto(info)
 
@@ -176,12 +178,12 @@ class AsyncClient:
         return await answers.read_async(self._generate)
 
     async def model_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ModelInfo:
-        with typed_errors():
+        with _info_errors(timeout_s):
             info = await self._connection.call("GetModelInfo", pb.GetModelInfoRequest(), timeout=_checked(timeout_s))
         return convert.model_info_from_proto(info)
 
     async def server_info(self, *, timeout_s: float | None = INFO_TIMEOUT_S) -> ServerInfo:
-        with typed_errors():
+        with _info_errors(timeout_s):
             info = await self._connection.call("GetServerInfo", pb.GetServerInfoRequest(), timeout=_checked(timeout_s))
         return convert.server_info_from_proto(info)
 
@@ -204,7 +206,18 @@ def _check_one_answer(sampling: SamplingParams) -> None:
         raise InvalidRequest.of("sampling.n", sampling.n, "generate reads one answer; generate_all reads n of them")
 
 
+@contextmanager
+def _info_errors(timeout_s: float | None) -> Iterator[None]:
+    try:
+        with typed_errors():
+            yield
+    except DeadlineExceeded as err:
+        assert timeout_s is not None
+        what = "it passed before the server answered; a larger timeout_s (--timeout) would do"
+        raise DeadlineExceeded.of(timeout_s, what) from err.__cause__
+
+
 def _checked(timeout_s: float | None) -> float | None:
     if timeout_s is not None and not timeout_s > 0:
-        raise DeadlineExceeded(f"timeout_s is {timeout_s}: there must be some time for an answer; None is no limit")
+        raise DeadlineExceeded.of(timeout_s, "there must be some time for an answer; None is no limit")
     return timeout_s

@@ -77,6 +77,11 @@ class Overloaded(OutriderError):
 class DeadlineExceeded(OutriderError):
     status = grpc.StatusCode.DEADLINE_EXCEEDED
 
+    @classmethod
+    def of(cls, timeout_s: float, what: str) -> DeadlineExceeded:
+        """The one form of such a message: how much time there was, and what became of it."""
+        return cls(f"timeout_s is {timeout_s}: {what}")
+
 
 class Cancelled(OutriderError):
     status = grpc.StatusCode.CANCELLED

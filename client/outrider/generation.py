@@ -59,7 +59,7 @@ class _AnswerInProgress:
     def _take(self, response: pb.GenerateResponse) -> tuple[Token, ...]:
         chunk = self._fold.add(response)
         if chunk:
-            self._patience.note_progress(time.monotonic())
+            self._patience.note_progress(len(chunk), time.monotonic())
         return chunk
 
     def _is_whole(self, error: OutriderError) -> bool:
@@ -70,7 +70,7 @@ class _AnswerInProgress:
         """Until the next try to go on. Raises the error where there is to be none: also before anything has come,
         when gRPC has repeated the call itself."""
         if self._fold.started is None:
-            raise error
+            raise self._patience.named(error, time.monotonic())
         return self._patience.delay_s(error, time.monotonic())
 
     def _rest(self) -> tuple[pb.GenerateRequest, float | None]:
@@ -261,8 +261,8 @@ class AllAnswers:
             return [(index, open_call(part, timeout=time_left_s)) for index, part in self._parts]
 
     def _take(self, index: int, response: pb.GenerateResponse) -> None:
-        if self._folds.add(response, index):
-            self._patience.note_progress(time.monotonic())
+        if chunk := self._folds.add(response, index):
+            self._patience.note_progress(len(chunk), time.monotonic())
 
     def _is_whole(self, error: OutriderError) -> bool:
         """As that of one answer."""
@@ -270,7 +270,7 @@ class AllAnswers:
 
     def _delay_s(self, error: OutriderError) -> float:
         if not self._folds.has_started:
-            raise error
+            raise self._patience.named(error, time.monotonic())
         delay_s = self._patience.delay_s(error, time.monotonic())
         self._parts = all_continued(self._request, self._folds)
         return delay_s

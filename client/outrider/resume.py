@@ -34,12 +34,15 @@ class Patience:
 
     def __init__(self, resuming: Resuming | None, timeout_s: float | None, now_s: float) -> None:
         self._resuming = resuming
+        self._timeout_s = timeout_s
         self._deadline_s = None if timeout_s is None else now_s + timeout_s
+        self._num_tokens = 0
         self._num_tries = 0
         self._progress_s = now_s
 
-    def note_progress(self, now_s: float) -> None:
+    def note_progress(self, num_tokens: int, now_s: float) -> None:
         """Tokens have come."""
+        self._num_tokens += num_tokens
         self._num_tries, self._progress_s = 0, now_s
 
     def time_left_s(self, now_s: float) -> float | None:
@@ -47,14 +50,14 @@ class Patience:
         if self._deadline_s is None:
             return None
         if now_s >= self._deadline_s:
-            raise DeadlineExceeded("the deadline passed while the stream was being resumed")
+            raise self._time_is_up()
         return self._deadline_s - now_s
 
     def delay_s(self, error: OutriderError, now_s: float) -> float:
         """How long to wait before the next try; counts it. Raises the error itself where there is to be none."""
         resuming = self._resuming
         if resuming is None or not _may_pass(error) or self._num_tries >= resuming.max_tries:
-            raise error
+            raise self.named(error, now_s)
         backoff_s = min(resuming.first_backoff_s * 2.0**self._num_tries, resuming.max_backoff_s)
         # Many clients lose the same server at the same moment: they are not to come back at the same moment.
         delay_s = max(backoff_s * random.uniform(0.5, 1.0), error.retry_after_s or 0.0)
@@ -66,6 +69,19 @@ class Patience:
         self._num_tries += 1
         log.info("the stream broke: %s; try %d to go on, in %.1f s", error.message, self._num_tries, delay_s)
         return delay_s
+
+    def named(self, error: OutriderError, now_s: float) -> OutriderError:
+        """The error; once the caller's time has passed, one that says so, whichever side was the first to notice."""
+        if not isinstance(error, DeadlineExceeded) or self._deadline_s is None or now_s < self._deadline_s:
+            return error
+        time_is_up = self._time_is_up()
+        time_is_up.__cause__ = error.__cause__
+        return time_is_up
+
+    def _time_is_up(self) -> DeadlineExceeded:
+        assert self._timeout_s is not None
+        way_out = "a larger timeout_s (--timeout) or a smaller max_tokens (--max-tokens) would do"
+        return DeadlineExceeded.of(self._timeout_s, f"it passed after {self._num_tokens} tokens; {way_out}")
 
 
 def _may_pass(error: OutriderError) -> bool:

@@ -13,7 +13,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from outrider.errors import DeadlineExceeded, InternalError, OutriderError, Overloaded, ServerUnavailable
+from outrider.errors import InternalError, OutriderError, Overloaded, ServerUnavailable
 from outrider.generation import Generation
 from outrider.types import Answer, ModelInfo, Scaling, ServerInfo, Token, WorkerInfo
 
@@ -70,17 +70,25 @@ def _tokens_event(chunk: Sequence[Token]) -> dict[str, object]:
 
 
 def _show_text(tokens: Iterable[Token]) -> None:
-    """Drafted tokens are green, the target's own are not. Elsewhere than in a terminal: the text and nothing else."""
+    """Drafted tokens are green, the target's own are not. Elsewhere than in a terminal: the text and nothing else.
+
+    Where the tokens end in an error, their line is ended for what is said of it.
+    """
     screen = Console()
     has_colour = screen.is_terminal and screen.color_system is not None and not screen.no_color
     drafted = Style(color="green") if has_colour else Style.null()
     last = ""
-    for token in tokens:
-        text = token.text.translate(_CONTROL_CHARACTERS) if screen.is_terminal else token.text
-        if text:
-            last = text
-            style = drafted if token.source == "draft" else Style.null()
-            typer.echo(style.render(text, color_system=ColorSystem.STANDARD), nl=False)
+    try:
+        for token in tokens:
+            text = token.text.translate(_CONTROL_CHARACTERS) if screen.is_terminal else token.text
+            if text:
+                last = text
+                style = drafted if token.source == "draft" else Style.null()
+                typer.echo(style.render(text, color_system=ColorSystem.STANDARD), nl=False)
+    except OutriderError:
+        if last and not last.endswith("\n"):
+            typer.echo()
+        raise
     if not last.endswith("\n"):
         typer.echo()
 
@@ -231,8 +239,6 @@ def explain(error: OutriderError, server: str) -> str:
             return f"{server} is overloaded: {message}; try again in {seconds:g} s"
         case Overloaded():
             return f"{server} is overloaded: {message}"
-        case DeadlineExceeded() if message == "Deadline Exceeded":  # gRPC's own words, which name nothing
-            return f"{server} did not finish in time: --timeout allows more"
         case InternalError():
             return f"{server} failed: {message}"
         case _:

@@ -178,9 +178,33 @@ def test_an_answer_that_was_read_to_its_end_was_not_cancelled(client: Client, fa
 
 def test_the_deadline_ends_the_call_on_both_sides(client: Client, fake: FakeInference) -> None:
     fake.script = silence
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded, match=r"^timeout_s is 0\.2: it passed after 0 tokens; a larger .* would do$"):
         client.generate("Why?", timeout_s=0.2).result()
     assert fake.client_left.wait(WAIT_S)
+
+
+def test_the_deadline_has_the_same_words_whichever_side_notices_it(client: Client, fake: FakeInference) -> None:
+    def script(call: Call) -> Iterator[pb.GenerateResponse]:
+        yield from truncated_answer(call)
+        call.gone.wait(WAIT_S)
+        call.context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed after 4 tokens")
+
+    messages = []
+    for each in (endless_answer, script):
+        fake.script = each
+        with pytest.raises(DeadlineExceeded) as caught:
+            client.generate("Why?", timeout_s=0.3).result()
+        assert isinstance(caught.value.__cause__, grpc.RpcError)
+        messages.append(caught.value.message)
+    way_out = "a larger timeout_s (--timeout) or a smaller max_tokens (--max-tokens) would do"
+    assert messages == [f"timeout_s is 0.3: it passed after 4 tokens; {way_out}"] * 2
+
+
+def test_information_that_takes_too_long_names_the_time(client: Client, fake: FakeInference) -> None:
+    fake.info_refusal = grpc.StatusCode.DEADLINE_EXCEEDED
+    with pytest.raises(DeadlineExceeded, match=r"^timeout_s is 10\.0: it passed before the server") as caught:
+        client.server_info()
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.5, float("nan")])

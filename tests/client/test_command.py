@@ -208,9 +208,20 @@ def test_a_value_that_fits_no_field_is_refused_before_the_call(server: str, fake
 def test_an_answer_that_takes_too_long_names_the_flag(server: str, fake: FakeInference) -> None:
     fake.script = silence
     done = runner.invoke(app, ["generate", "Why?", "--server", server, "--timeout", "0.2"])
-    assert done.exit_code == 1
-    assert "--timeout" in done.stderr
+    assert (done.stdout, done.exit_code) == ("", 1)
+    assert done.stderr == (
+        "outrider: timeout_s is 0.2: it passed after 0 tokens; "
+        "a larger timeout_s (--timeout) or a smaller max_tokens (--max-tokens) would do\n"
+    )
     assert runner.invoke(app, ["generate", "Why?", "--server", server, "--timeout", "0"]).exit_code == 1
+
+
+def test_a_deadline_that_passes_amid_the_text_is_said_on_a_line_of_its_own(server: str, fake: FakeInference) -> None:
+    fake.script = endless_answer
+    with in_terminal("generate", "Why?", "--server", server, "--timeout", "1", NO_COLOR="1") as terminal:
+        assert terminal.exit_code() == 1
+    assert terminal.shown.startswith("The sky is\r\noutrider: timeout_s is 1.0: it passed after 4 tokens; ")
+    assert terminal.shown.count("\n") == 2
 
 
 def test_a_stream_that_stops_short_fails_after_its_text(server: str, fake: FakeInference) -> None:

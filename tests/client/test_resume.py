@@ -370,11 +370,11 @@ def test_an_overload_without_a_hint_is_the_requests_own_size() -> None:
 
 def test_time_counts_from_the_last_token() -> None:
     patience = Patience(NINE_TRIES, None, 0.0)
-    patience.note_progress(100.0)
+    patience.note_progress(1, 100.0)
     patience.delay_s(LOST, 119.0)
     with pytest.raises(ServerUnavailable):
         patience.delay_s(LOST, 119.9)
-    patience.note_progress(119.9)
+    patience.note_progress(3, 119.9)
     patience.delay_s(LOST, 120.0)
 
 
@@ -384,5 +384,14 @@ def test_what_would_come_after_the_deadline_is_not_waited_for() -> None:
     patience.delay_s(LOST, 2.0)
     with pytest.raises(ServerUnavailable):
         patience.delay_s(ServerUnavailable("drains", retry_after_s=4.0), 2.0)
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded, match=r"^timeout_s is 5\.0: it passed after 0 tokens; "):
         patience.time_left_s(5.0)
+
+
+def test_a_deadline_of_the_servers_own_keeps_its_words_while_the_callers_time_lasts() -> None:
+    patience = Patience(NINE_TRIES, 5.0, 0.0)
+    patience.note_progress(3, 1.0)
+    with pytest.raises(DeadlineExceeded, match=r"^too slow$"):
+        patience.delay_s(DeadlineExceeded("too slow"), 4.0)
+    with pytest.raises(DeadlineExceeded, match=r"^timeout_s is 5\.0: it passed after 3 tokens; "):
+        patience.delay_s(DeadlineExceeded("too slow"), 5.0)
