@@ -13,16 +13,33 @@ from typing import Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 
 import scheduler.simulation
 from cluster.complaint import explain
 from cluster.errors import ConfigError
 from cluster.simulate import progress_bar
+from outrider.tables import print_table
 from scheduler.simulation.scenario import Scenario
 from scheduler.simulation.strategies import BEST_FIXED, NAMES
 from scheduler.simulation.sweep import AXES, Job, Row, best_of, jobs
+
+_COLUMNS = (
+    "users",
+    "rtt ms",
+    "drafters",
+    "strategy",
+    "tokens/s",
+    "gain",
+    "first ms",
+    "a token ms",
+    "answer ms",
+    "a row",
+    "size",
+    "pass ms",
+    "bubble",
+    "drafting",
+    "$ a million",
+)
 
 _BUNDLED = Path(scheduler.simulation.__file__).parent / "scenarios"
 
@@ -101,7 +118,8 @@ def simulate_load(
     if as_json:
         typer.echo(json.dumps({"scenario": scenario.name, "rows": [_json(row, rows) for row in rows]}))
     else:
-        Console().print(_table(scenario, rows))
+        title = f"{scenario.name}: p50/p99 of latencies"
+        print_table(title, _COLUMNS, [_cells(row, rows) for row in rows], is_framed=False)
     if plot is not None:
         from cluster.simulate_plot import draw
 
@@ -149,28 +167,23 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(scenario: Scenario, rows: Sequence[Row]) -> Table:
-    heads = ("users", "rtt ms", "drafters", "strategy", "tokens/s", "gain", "first ms", "a token ms", "answer ms")
-    more = ("a row", "size", "pass ms", "bubble", "drafting", "$ a million")
-    table = Table(*heads, *more, title=f"{scenario.name}: p50/p99 of latencies", box=None)
-    for row in rows:
-        report, ratio = row.report, gain(row, rows)
-        name = f"{row.column}: {report.strategy}" if row.column == BEST_FIXED else row.column
-        table.add_row(
-            f"{row.concurrency or f'{row.rate_per_s:g}/s'}",
-            f"{row.rtt_ms:g}",
-            f"{row.drafters}",
-            name,
-            f"{report.goodput_tokens_per_s:.1f}",
-            "" if ratio is None else f"{ratio:.2f}",
-            f"{report.first_token_ms.p50:.0f}/{report.first_token_ms.p99:.0f}",
-            f"{report.per_token_ms.p50:.1f}/{report.per_token_ms.p99:.1f}",
-            f"{report.answer_ms.p50:.0f}/{report.answer_ms.p99:.0f}",
-            f"{report.tokens_per_row:.2f}",
-            f"{report.tokens_per_pass / report.rows_per_pass:.2f}",
-            f"{report.pass_ms:.1f}",
-            f"{report.bubble:.1%}",
-            f"{report.drafters_busy:.0%}",
-            f"{report.dollars_per_million_tokens:.2f}",
-        )
-    return table
+def _cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Its values of _COLUMNS."""
+    report, ratio = row.report, gain(row, rows)
+    return (
+        f"{row.concurrency or f'{row.rate_per_s:g}/s'}",
+        f"{row.rtt_ms:g}",
+        f"{row.drafters}",
+        f"{row.column}: {report.strategy}" if row.column == BEST_FIXED else row.column,
+        f"{report.goodput_tokens_per_s:.1f}",
+        "" if ratio is None else f"{ratio:.2f}",
+        f"{report.first_token_ms.p50:.0f}/{report.first_token_ms.p99:.0f}",
+        f"{report.per_token_ms.p50:.1f}/{report.per_token_ms.p99:.1f}",
+        f"{report.answer_ms.p50:.0f}/{report.answer_ms.p99:.0f}",
+        f"{report.tokens_per_row:.2f}",
+        f"{report.tokens_per_pass / report.rows_per_pass:.2f}",
+        f"{report.pass_ms:.1f}",
+        f"{report.bubble:.1%}",
+        f"{report.drafters_busy:.0%}",
+        f"{report.dollars_per_million_tokens:.2f}",
+    )

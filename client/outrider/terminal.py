@@ -15,10 +15,24 @@ from rich.text import Text
 
 from outrider.errors import InternalError, OutriderError, Overloaded, ServerUnavailable
 from outrider.generation import Generation
+from outrider.tables import print_pairs, print_table
 from outrider.types import Answer, ModelInfo, Scaling, ServerInfo, Token, WorkerInfo
 
 # Sent to a terminal, control characters in a model's text could move the cursor or retitle the window.
 _CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+_WORKER_COLUMNS = (
+    "name",
+    "kind",
+    "model",
+    "address",
+    "state",
+    "ranks",
+    "running",
+    "KV blocks free",
+    "right guesses",
+    "detail",
+)
 
 # How gRPC's own messages begin when no connection came about; other UNAVAILABLEs are a server's words.
 _NOT_TRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
@@ -136,42 +150,30 @@ def show_info(model: ModelInfo, server: ServerInfo, *, as_json: bool) -> None:
     if as_json:
         show_object({"model": asdict(model), "server": asdict(server)})
         return
-    screen = Console()
-    screen.print(
-        _pairs(
-            "Model",
-            {
-                "name": model.model,
-                "dtype": model.dtype,
-                "context": f"{model.max_context} tokens",
-                "vocabulary": f"{model.vocab_size} tokens",
-                "chat template": "yes" if model.has_chat_template else "no",
-            },
-        )
+    print_pairs(
+        "Model",
+        {
+            "name": model.model,
+            "dtype": model.dtype,
+            "context": f"{model.max_context} tokens",
+            "vocabulary": f"{model.vocab_size} tokens",
+            "chat template": "yes" if model.has_chat_template else "no",
+        },
     )
-    screen.print(
-        _pairs(
-            "Server",
-            {
-                "state": server.state,
-                "version": server.version,
-                "running": f"{server.num_running_requests} of {server.max_running_requests} requests",
-                "queued": f"{server.num_queued_requests} of {server.max_queued_requests} requests",
-                "KV blocks free": f"{server.num_free_kv_blocks} of {server.num_kv_blocks}",
-                "target": f"{server.num_passes} passes; {_bubble(server)}",
-                **_groups(server.scaling),
-                "draft nodes": f"at most {server.max_nodes_per_pass} of a request in a pass",
-            },
-        )
+    print_pairs(
+        "Server",
+        {
+            "state": server.state,
+            "version": server.version,
+            "running": f"{server.num_running_requests} of {server.max_running_requests} requests",
+            "queued": f"{server.num_queued_requests} of {server.max_queued_requests} requests",
+            "KV blocks free": f"{server.num_free_kv_blocks} of {server.num_kv_blocks}",
+            "target": f"{server.num_passes} passes; {_bubble(server)}",
+            **_groups(server.scaling),
+            "draft nodes": f"at most {server.max_nodes_per_pass} of a request in a pass",
+        },
     )
-    screen.print(_workers((*server.targets, *server.drafters)))
-
-
-def _pairs(title: str, pairs: dict[str, str]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in pairs.items():
-        table.add_row(name, value)
-    return table
+    print_table("Workers", _WORKER_COLUMNS, list(map(_worker, (*server.targets, *server.drafters))))
 
 
 def _bubble(server: ServerInfo) -> str:
@@ -193,28 +195,14 @@ def _groups(scaling: Scaling) -> dict[str, str]:
     return rows
 
 
-def _workers(workers: tuple[WorkerInfo, ...]) -> Table:
-    columns = (
-        "name",
-        "kind",
-        "model",
-        "address",
-        "state",
-        "ranks",
-        "running",
-        "KV blocks free",
-        "right guesses",
-        "detail",
-    )
-    table = Table(*columns, title="Workers", title_justify="left")
-    for worker in workers:
-        right = f"{worker.acceptance:.0%}" if worker.num_verdicts else ""
-        is_target = worker.kind == "target"
-        running = str(worker.num_running_requests) if is_target else ""
-        blocks = f"{worker.num_free_kv_blocks} of {worker.num_kv_blocks}" if is_target else ""
-        known = (worker.name, worker.kind, worker.model, worker.address, worker.state, str(worker.num_ranks))
-        table.add_row(*known, running, blocks, right, worker.detail)
-    return table
+def _worker(worker: WorkerInfo) -> tuple[str, ...]:
+    """Its values of _WORKER_COLUMNS."""
+    right = f"{worker.acceptance:.0%}" if worker.num_verdicts else ""
+    is_target = worker.kind == "target"
+    running = str(worker.num_running_requests) if is_target else ""
+    blocks = f"{worker.num_free_kv_blocks} of {worker.num_kv_blocks}" if is_target else ""
+    known = (worker.name, worker.kind, worker.model, worker.address, worker.state, str(worker.num_ranks))
+    return (*known, running, blocks, right, worker.detail)
 
 
 def show_error(error: OutriderError, server: str) -> None:

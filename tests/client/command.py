@@ -90,9 +90,9 @@ class Terminal:
 
 
 @contextmanager
-def in_terminal(*arguments: str, **changes: str) -> Iterator[Terminal]:
+def in_terminal(*arguments: str, command: Sequence[str] = COMMAND, **changes: str) -> Iterator[Terminal]:
     screen, side = pty.openpty()
-    process = subprocess.Popen([*COMMAND, *arguments], stdin=side, stdout=side, stderr=side, env=environment(**changes))
+    process = subprocess.Popen([*command, *arguments], stdin=side, stdout=side, stderr=side, env=environment(**changes))
     os.close(side)
     try:
         yield Terminal(process, screen)

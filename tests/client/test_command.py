@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from dataclasses import asdict
@@ -150,6 +151,46 @@ def test_info_shows_model_server_and_workers(server: str) -> None:
         "another vocabulary",
     ):
         assert shown in done.stdout
+
+
+def crowded_server() -> pb.GetServerInfoResponse:
+    """A worker with long names and large numbers, and with brackets that are no markup."""
+    worker = pb.WorkerInfo(
+        name="target-0",
+        kind="target",
+        model="org/a-model-with-a-long-name",
+        state=pb.WORKER_STATE_READY,
+        detail="[/x] " + "every-word-of-this-is-there " * 6,
+        address="worker-17.namespace.svc.cluster.local:50071",
+        num_free_kv_blocks=641_972,
+        num_kv_blocks=1_048_576,
+    )
+    return pb.GetServerInfoResponse(state=pb.SERVER_STATE_READY, targets=[worker])
+
+
+def test_into_a_pipe_tables_have_no_width(server: str, fake: FakeInference) -> None:
+    fake.server_info = crowded_server()
+    done = run_piped("info", "--server", server, COLUMNS="80")
+    [line] = [line for line in done.stdout.splitlines() if "target-0" in line]
+    [worker] = fake.server_info.targets
+    for shown in (worker.model, worker.address, "641972 of 1048576", worker.detail.strip()):
+        assert shown in line
+
+
+@pytest.mark.parametrize("num_columns", [40, 80])
+def test_a_narrow_terminal_shows_every_worker_as_a_block_and_cuts_nothing_off(
+    server: str, fake: FakeInference, num_columns: int
+) -> None:
+    fake.server_info = crowded_server()
+    with in_terminal("info", "--server", server, COLUMNS=str(num_columns)) as terminal:
+        assert terminal.exit_code() == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", terminal.shown).splitlines()
+    assert max(map(len, lines)) <= num_columns
+    values = "".join(line.split("│")[2].strip() for line in lines if line.count("│") == 3)
+    [worker] = fake.server_info.targets
+    for shown in (worker.model, worker.address, "641972 of 1048576", worker.detail):
+        assert shown.replace(" ", "") in values.replace(" ", "")
+    assert "…" not in terminal.shown
 
 
 def test_info_shows_the_target_groups_where_their_number_is_scaled(server: str, fake: FakeInference) -> None:

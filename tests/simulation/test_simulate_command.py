@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.errors import ConfigError
 from cluster.simulate_load import bundled, load_scenario, parse_axes
+from tests.client.command import in_terminal, run_piped
 from tests.simulation.small_scenario import small_scenario
 
 
@@ -49,6 +51,22 @@ def test_the_command_compares_strategies_on_a_file_of_ones_own(tmp_path: Path) -
         (2, "outrider"),
     ]
     assert rows[1]["gain"] > 1.3
+
+
+def test_the_table_is_whole_in_a_pipe_and_in_a_narrow_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(_toml())
+    command = (sys.executable, "-c", "from cluster.cli import app; app()")
+    args = ["simulate", str(path), "--compare", "plain,outrider", "--duration", "2", "--processes", "1"]
+    piped = run_piped(*args, command=command, COLUMNS="80")
+    heads, plain, outrider = piped.stdout.splitlines()[1:]
+    assert "$ a million" in heads
+    assert "…" not in piped.stdout
+    with in_terminal(*args, command=command, COLUMNS="80", NO_COLOR="1") as terminal:
+        assert terminal.exit_code() == 0
+    assert "…" not in terminal.shown
+    shown = terminal.shown.split()
+    assert [word for word in (plain + outrider).split() if word not in shown] == []
 
 
 def test_the_command_wants_a_scenario_or_faults() -> None:
