@@ -27,6 +27,7 @@ from cluster.signals import run_until_signal
 from outrider.access_options import AccessOptions
 from outrider.client import DEFAULT_SERVER
 from outrider.errors import OutriderError
+from outrider.terminal import explain
 from outrider.with_options import with_options
 
 app = typer.Typer(
@@ -144,7 +145,7 @@ def status(
     """
     from cluster.status import show_status
 
-    with _failures_end_the_command():
+    with _failures_end_the_command(server):
         show_status(server, options.access(), as_json=as_json)
 
 
@@ -188,7 +189,7 @@ def verify_lossless(
     from cluster.conformance.command import Verification, verify
     from cluster.conformance.suite import plan_of
 
-    with _failures_end_the_command():
+    with _failures_end_the_command(server):
         of_target = {"model": target, "dtype": dtype, "device": device, "exact": exact}
         plan = plan_of(
             is_quick=quick,
@@ -342,15 +343,19 @@ async def _announce_and_wait(cell: Cell) -> None:
 
 
 @contextmanager
-def _failures_end_the_command() -> Iterator[None]:
-    """Our own errors become one paragraph on stderr and exit code 1; anything else is a defect and shows itself."""
+def _failures_end_the_command(server: str | None = None) -> Iterator[None]:
+    """Our own errors become one paragraph on stderr and exit code 1; anything else is a defect and shows itself.
+
+    `server`: a running one that is asked, and may be what the error is about.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     # Until a cell handles it with care, SIGTERM is to clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except OutriderError as error:
-        _stderr.print(f"[red]Error:[/red] {escape(error.message)}", soft_wrap=True)
+        message = error.message if server is None else explain(error, server)
+        _stderr.print(f"[red]Error:[/red] {escape(message)}", soft_wrap=True)
         raise typer.Exit(1) from None
 
 

@@ -24,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cluster.complaint import explain
 from cluster.errors import ConfigError
-from outrider.connection import is_loopback
+from outrider.connection import has_port, is_loopback
 from outrider.rpc import DEFAULT_PORT
 from outrider.tls import CELL_NAME
 
@@ -47,8 +47,7 @@ OPTIONAL_SOURCES: dict[str, str] = {"suffix": "shared"}
 
 
 def _host_and_port(address: str) -> str:
-    host, separator, port = address.rpartition(":")
-    if not (host and separator and port.isdecimal() and int(port) < 65536):
+    if not has_port(address):
         raise ValueError('it must be "host:port", for example "127.0.0.1:50051"')
     return address
 

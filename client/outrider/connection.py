@@ -19,7 +19,8 @@ class Connection:
     """To `server`, by channels that `insecure` and `secure` make: blocking ones, or grpc.aio's. At most one of
     `tls` and `credentials`.
 
-    A token goes along with every call. It is sent encrypted or to this machine only: InvalidRequest otherwise.
+    A token goes along with every call. It is sent encrypted or to this machine only: InvalidRequest otherwise, and
+    for a server without a port, which gRPC would take for 443.
     """
 
     def __init__(
@@ -31,6 +32,8 @@ class Connection:
         insecure: Callable[[str, rpc.Options], Any],
         secure: Callable[[str, grpc.ChannelCredentials, rpc.Options], Any],
     ) -> None:
+        if not (has_port(server) or _is_socket(server)):
+            raise InvalidRequest.of("server", server, f"it must be HOST:PORT, such as localhost:{rpc.DEFAULT_PORT}")
         if tls is not None and credentials is not None:
             raise InvalidRequest("tls and credentials are both given: one of them says how the channel is encrypted")
         if token is not None and tls is None and credentials is None and not is_loopback(server):
@@ -64,12 +67,26 @@ class Connection:
         return self._secure(self._server, credentials, [*rpc.client_options(), *options])
 
 
+def has_port(address: object) -> bool:
+    """Whether it is "host:port"."""
+    if not isinstance(address, str):
+        return False
+    host, _, port = address.rpartition(":")
+    is_bare_ipv6 = host.count(":") > 1 and not host.endswith("]")
+    is_port = port.isascii() and port.isdecimal() and int(port) < 65536
+    return bool(host.strip(":/")) and is_port and not is_bare_ipv6
+
+
 def is_loopback(address: str) -> bool:
     """Whether "host:port" is on this machine, by its name alone: nothing is looked up."""
-    if address.startswith("unix:"):
+    if _is_socket(address):
         return True
     host = address.rpartition(":")[0].rpartition("/")[2].strip("[]")
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_socket(address: object) -> bool:
+    return isinstance(address, str) and address.startswith("unix:")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
 
-from outrider import Client, Generation, SamplingParams, Speculation, Token
+from outrider import AsyncClient, Client, Generation, SamplingParams, Speculation, Token
 from outrider.convert import request_to_proto
 from outrider.errors import (
     Cancelled,
     DeadlineExceeded,
     InternalError,
+    InvalidRequest,
     OutriderError,
     Overloaded,
     ServerUnavailable,
@@ -278,6 +280,25 @@ def test_a_call_is_not_repeated_once_a_message_has_arrived(server: str, fake: Fa
     with Client(server, resuming=None) as client, pytest.raises(ServerUnavailable, match="the target is gone"):
         came.extend(client.generate("Why?"))
     assert len(fake.calls) == 1
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "server",
+    ["", "localhost", "localhost:", ":50051", "localhost:http", "localhost:99999", "localhost:-1", "10.0.0.1", "::1",
+     "2001:db8::1:50051", "dns:///localhost", 50051, None],
+)  # fmt: skip
+def test_an_address_without_a_port_is_refused_with_the_form(kind: type[Client | AsyncClient], server: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        kind(server)
+    assert caught.value.message == f"server is {server!r}: it must be HOST:PORT, such as localhost:50051"
+
+
+@pytest.mark.parametrize(
+    "server", ["localhost:1", "10.0.0.1:1", "[::1]:1", "dns:///a.b:1", "ipv4:10.0.0.1:1", "unix:a"]
+)
+def test_an_address_with_a_port_is_taken(server: str) -> None:
+    Client(server).close()
 
 
 def test_where_nobody_listens_the_server_is_unavailable() -> None:

@@ -220,6 +220,13 @@ def test_where_nobody_listens_one_line_names_server_and_way_out(command: list[st
     assert (done.stdout, done.returncode) == ("", 1)
 
 
+@pytest.mark.parametrize("command", [["generate", "Why?"], ["chat", "-m", "Hi"], ["info"]])
+def test_an_address_without_a_port_is_refused_with_the_form(command: list[str]) -> None:
+    done = runner.invoke(app, [*command, "--server", "localhost"])
+    assert done.stderr == "outrider: server is 'localhost': it must be HOST:PORT, such as localhost:50051\n"
+    assert (done.stdout, done.exit_code) == ("", 1)
+
+
 @pytest.mark.parametrize(
     ("code", "pushback", "words"),
     [

@@ -7,11 +7,14 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from cluster.status import show_status
 from outrider.access_options import Access
 from outrider.v1 import inference_pb2 as pb
 from scheduler.server import SchedulerConfig, SchedulerServer
+from tests.ports import free_address
 
 POOL = {"name": "small", "num_wanted": 3, "num_present": 1, "num_starting": 2, "num_draining": 1, "max_workers": 8}
 GROUPS = {"num_wanted": 2, "num_present": 1, "num_starting": 1, "num_draining": 1, "min_groups": 1, "max_groups": 5}
@@ -69,3 +72,15 @@ async def test_a_cell_that_does_not_scale_says_so(
     scheduler: tuple[SchedulerServer, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "Nothing scales the drafters" in await shown(scheduler[1], as_json=False, capsys=capsys)
+
+
+@pytest.mark.parametrize("command", ["status", "verify-lossless"])
+def test_a_server_that_is_not_there_is_named_with_the_way_out_and_not_in_grpcs_words(command: str) -> None:
+    address = free_address()
+    for server, words in (
+        (address, f"cannot reach {address}: is `outriderd up` running?"),
+        ("localhost", "server is 'localhost': it must be HOST:PORT, such as localhost:50051"),
+    ):
+        done = CliRunner().invoke(app, [command, "--server", server])
+        assert (done.stdout, done.exit_code) == ("", 1)
+        assert done.stderr.strip().splitlines()[-1] == f"Error: {words}"
