@@ -81,11 +81,21 @@ def is_loopback(address: str) -> bool:
     """Whether "host:port" is on this machine, by its name alone: nothing is looked up."""
     if _is_socket(address):
         return True
-    host = address.rpartition(":")[0].rpartition("/")[2].strip("[]")
+    host = _host(address)
+    return host == "localhost" if is_name(address) else ipaddress.ip_address(host).is_loopback
+
+
+def is_name(address: str) -> bool:
+    """Whether "host:port" names its host, and so may stand for several addresses."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(_host(address))
     except ValueError:
-        return False
+        return True
+    return False
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].rpartition("/")[2].strip("[]")
 
 
 def _is_socket(address: object) -> bool:

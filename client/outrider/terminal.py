@@ -13,6 +13,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from outrider.connection import is_name
 from outrider.errors import InternalError, OutriderError, Overloaded, ServerUnavailable
 from outrider.generation import Generation
 from outrider.tables import print_pairs, print_table
@@ -37,7 +38,8 @@ _WORKER_COLUMNS = (
 # How gRPC's own messages begin when no connection came about; other UNAVAILABLEs are a server's words.
 _NOT_TRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 _HUNG_UP = ("Socket closed", "Connection reset by peer", "WRONG_VERSION_NUMBER")
-_NOT_REACHED = ("failed to connect to all addresses", "DNS resolution failed")
+_NO_ADDRESS_LEFT = "failed to connect to all addresses"
+_NOT_REACHED = (_NO_ADDRESS_LEFT, "DNS resolution failed")
 
 
 def show_answer(generation: Generation, *, as_json: bool) -> Answer:
@@ -219,6 +221,12 @@ def explain(error: OutriderError, server: str) -> str:
             )
         case ServerUnavailable() if message.startswith(_NOT_REACHED) and any(words in message for words in _HUNG_UP):
             return f"{server} hangs up: one side encrypts and the other does not, or it does not accept your --tls-cert"
+        case ServerUnavailable() if message.startswith(_NO_ADDRESS_LEFT) and is_name(server):
+            return (
+                f"no connection to {server}: is `outriderd up` running, and do both sides encrypt, or neither, with "
+                "--tls-ca and --tls-name that fit? gRPC tells only why the last of a name's addresses failed; "
+                f"an address, as in --server 127.0.0.1:{server.rpartition(':')[2]}, tells which it is"
+            )
         case ServerUnavailable() if message.startswith(_NOT_REACHED):
             return f"cannot reach {server}: is `outriderd up` running?"
         case ServerUnavailable():

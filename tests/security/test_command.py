@@ -14,7 +14,8 @@ import pytest
 from cluster.announcement import announcement
 from cluster.config import load_config
 from outrider import Client, Tls, rpc
-from outrider.errors import InvalidRequest
+from outrider.errors import InvalidRequest, ServerUnavailable
+from outrider.terminal import explain
 from outrider.v1 import inference_pb2_grpc
 from tests.client.command import run_piped
 from tests.client.fake_inference import TEXT, WAIT_S, FakeInference, serving
@@ -126,6 +127,30 @@ def test_each_failure_of_tls_is_said_in_one_line_that_names_the_way_out(
             assert words in line, options
             assert done.returncode == 1
     assert "is `outriderd up` running?" in run_piped("info", "--server", free_address(), *ca).stderr
+
+
+def test_a_name_whose_last_address_refused_may_still_have_one_whose_certificate_is_not_trusted() -> None:
+    refused = (
+        "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5B::1%5D:7: "
+        "Failed to connect to remote host: Connection refused"
+    )
+    said = explain(ServerUnavailable(refused), "localhost:7")
+    assert "cannot reach" not in said
+    for possibility in ("is `outriderd up` running", "--tls-ca", "--server 127.0.0.1:7"):
+        assert possibility in said
+    assert explain(ServerUnavailable(refused), "[::1]:7") == "cannot reach [::1]:7: is `outriderd up` running?"
+
+
+def test_a_certificate_that_is_not_trusted_is_never_a_server_that_is_not_there(
+    authority: Authority, foreigner: Authority, tmp_path: Path
+) -> None:
+    other = Folder(tmp_path / "other")
+    other.renew(foreigner)
+    with encrypted(FakeInference(), authority, asks=False) as server:
+        name = server.replace("127.0.0.1", "localhost")
+        done = run_piped("info", "--server", name, "--tls-ca", str(other.client.ca))
+    assert "cannot reach" not in done.stderr
+    assert "--tls-ca" in done.stderr
 
 
 @pytest.mark.parametrize("server", ["example.com:50051", "10.0.0.7:50051", "[2001:db8::1]:50051", "0.0.0.0:1"])
