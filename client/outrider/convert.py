@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TypeVar
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as ProtoMessage
 
 from outrider.errors import InternalError, InvalidRequest
@@ -59,6 +60,7 @@ _SOURCES: dict[TokenSource, pb.TokenSource] = {
     "target": pb.TOKEN_SOURCE_TARGET,
     "draft": pb.TOKEN_SOURCE_DRAFT,
 }
+_LARGEST = {FieldDescriptor.CPPTYPE_UINT32: 2**32 - 1, FieldDescriptor.CPPTYPE_UINT64: 2**64 - 1}
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "choice")
 
 _NameT = TypeVar("_NameT", bound=str)
@@ -148,8 +150,16 @@ def _fill(cls: type[_ProtoT], prefix: str, values: Mapping[str, object]) -> _Pro
         except TypeError as err:
             raise TypeError(f"{prefix}{name} is {value!r}: {err}") from err
         except ValueError as err:  # protobuf's answer to a number that the field can't hold
-            raise InvalidRequest.of(prefix + name, value, f"it does not fit the field ({err})") from err
+            raise InvalidRequest.of(prefix + name, value, _range_of(cls, name) or f"it does not fit ({err})") from err
     return message
+
+
+def _range_of(cls: type[ProtoMessage], name: str) -> str:
+    """Of a number; nothing of another field."""
+    field = cls.DESCRIPTOR.fields_by_name[name]
+    largest = _LARGEST.get(field.cpp_type)
+    each = "each" if field.is_repeated else "it"
+    return "" if largest is None else f"{each} must be an int from 0 to {largest}"
 
 
 def _number_of(table: Mapping[_NameT, _NumberT], name: _NameT | None, field: str) -> _NumberT | None:

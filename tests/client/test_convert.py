@@ -116,14 +116,30 @@ def test_two_constraints_are_refused_by_name() -> None:
         sampling_to_proto(SamplingParams(regex="a", choice=["b"]))
 
 
+UINT32 = "must be an int from 0 to 4294967295"
+UINT64 = "must be an int from 0 to 18446744073709551615"
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("max_tokens", -1), ("seed", 2**64), ("seed", -1), ("top_k", 2**32), ("stop_token_ids", [5, -5])],
+    ("field", "value", "limit"),
+    [
+        ("max_tokens", -1, f"it {UINT32}"),
+        ("seed", 2**64, f"it {UINT64}"),
+        ("seed", -1, f"it {UINT64}"),
+        ("top_k", 2**32, f"it {UINT32}"),
+        ("logprobs", -1, f"it {UINT32}"),
+        ("stop_token_ids", [5, -5], f"each {UINT32}"),
+    ],
 )
-def test_a_number_out_of_range_names_field_and_value(field: str, value: object) -> None:
+def test_a_number_out_of_range_names_field_value_and_range(field: str, value: object, limit: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         sampling_to_proto(SamplingParams(**{field: value}))  # type: ignore[arg-type]
-    assert f"sampling.{field} is {value!r}" in str(caught.value)
+    assert str(caught.value) == f"sampling.{field} is {value!r}: {limit}"
+
+
+def test_draft_nodes_out_of_range_name_the_range() -> None:
+    with pytest.raises(InvalidRequest, match=rf"^speculation\.max_nodes is -1: it {UINT32}$"):
+        speculation_to_proto(Speculation(max_nodes=-1))
 
 
 def test_a_bias_out_of_range_names_its_field() -> None:
