@@ -112,7 +112,8 @@ class TextStream:
     def _without_before(self, whole: str) -> str:
         if whole.startswith(self._text_before):
             return whole[len(self._text_before) :]
-        # Bytes that are no character take those before them along, where these were tokens of a byte too, and were sent.
+        # Bytes that are no character take those before them along, where these were tokens of a byte too: but those
+        # were sent.
         return self._text_of(self._unfinished)
 
     def _text_of(self, ids: Sequence[int]) -> str:
