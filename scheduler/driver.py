@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import NoReturn, TypeVar
 
@@ -83,8 +84,8 @@ class Driver:
 
     def served_model(self) -> ServedModel:
         if self.model is None:
-            refused = [link for link in self.target_links if link.state == pb.WORKER_STATE_REFUSED]
-            why = "".join(f"; {link.address} is refused: {link.detail}" for link in refused)
+            refused = self._refused_targets().items()
+            why = "".join(f"; {address} is refused: {reason}" for address, reason in refused)
             raise ServerUnavailable(f"the server is starting: its target is not there yet{why}", retry_after_s=1.0)
         return self.model
 
@@ -211,7 +212,8 @@ class Driver:
             self._expect_targets()
             for address in targets:
                 if address not in self._target_links:
-                    target = TargetLink(address, self.post, self._learn_model, self._expect_targets, self._channels)
+                    learn = partial(self._learn_model, address)
+                    target = TargetLink(address, self.post, learn, self._expect_targets, self._channels)
                     self._target_links[address] = target, self._start(target)
             for address in drafters:
                 if address not in self._drafter_links:
@@ -220,8 +222,11 @@ class Driver:
 
     def _expect_targets(self) -> None:
         """One that is refused is not expected: what only a larger group could hold must not wait for it."""
-        num_refused = sum(link.state == pb.WORKER_STATE_REFUSED for link in self.target_links)
-        self.post(TargetsExpected(self._num_wanted_targets - num_refused))
+        self.post(TargetsExpected(self._num_wanted_targets - len(self._refused_targets())))
+
+    def _refused_targets(self) -> dict[str, str]:
+        """Reasons by address."""
+        return {link.address: link.detail for link in self.target_links if link.state == pb.WORKER_STATE_REFUSED}
 
     async def drain_worker(self, address: str, limit_s: float) -> None:
         """Returns when no request is on this drafter, or target group, any more, or after `limit_s`."""
@@ -279,19 +284,20 @@ class Driver:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _learn_model(self, description: TargetDescription, files: Mapping[str, bytes]) -> None:
+    async def _learn_model(self, address: str, description: TargetDescription, files: Mapping[str, bytes]) -> None:
         """A restarted target may have another KV cache; its tokenizer is the same unless its vocabulary is not. Raises
-        Refused for a target group that nobody could be served by, or whose model is not the one that others serve. What
-        the last model has begun no other one goes on with."""
+        Refused for a target group that nobody could be served by, or whose model is not the one that others serve, or
+        will when they are back. What the last model has begun no other one goes on with."""
         fault = nonsense(description)
         if fault:
             raise Refused(fault)
         async with self._learning_model:
             known = self.model
-            others = [link.address for link in self.target_links if link.state == pb.WORKER_STATE_READY]
             complaint = difference(description, known.description) if known is not None else ""
-            if complaint and others:
-                raise Refused(f"{complaint} at {', '.join(others)}: all target groups of a cell serve one model")
+            if complaint and self._num_wanted_targets > len(self._refused_targets().keys() | {address}):
+                ready = [link.address for link in self.target_links if link.state == pb.WORKER_STATE_READY]
+                where = f" at {', '.join(ready)}" if ready else ""
+                raise Refused(f"{complaint}{where}: all target groups of a cell serve one model")
             if known is not None and known.description.vocabulary == description.vocabulary:
                 tokenizer = known.tokenizer
             else:

@@ -52,12 +52,13 @@ CONNECT_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 60.0  # a tokenizer of a large vocabulary takes a while to send
 WRITE_TIMEOUT_S = 30.0
 RECONNECT_PAUSE_S = 0.2
+REFUSED_PAUSE_S = 30.0  # it may be repaired, or what it does not fit may be gone
 
 Post = Callable[[Event], None]
 
 
 class Refused(OutriderError):
-    """The worker can't be used with this target; trying again would not help."""
+    """The worker can't be used as it is."""
 
 
 class Garbled(OutriderError):
@@ -69,7 +70,7 @@ class Unreachable(OutriderError):
 
 
 class Link(ABC):
-    """The life of one link. `run` ends only by cancellation, or for good when the worker is refused.
+    """The life of one link. `run` ends only by cancellation. A worker that is refused is tried again now and then.
 
     What is sent while no session is held is dropped: the core sends everything anew to a worker that is up.
     """
@@ -90,13 +91,15 @@ class Link(ABC):
                 await asyncio.wait([self._session])
             finally:
                 self._session.cancel()
-                ended = await asyncio.gather(self._session, return_exceptions=True)
-            if isinstance(ended[0], Exception):
-                raise ended[0]
-            if self.state == pb.WORKER_STATE_REFUSED:
-                return
-            self._enter(pb.WORKER_STATE_CONNECTING, self.detail)
-            await asyncio.sleep(RECONNECT_PAUSE_S)
+                [ended] = await asyncio.gather(self._session, return_exceptions=True)
+            if isinstance(ended, Refused):
+                self._refuse(ended.message)
+                await asyncio.sleep(REFUSED_PAUSE_S)
+            elif isinstance(ended, Exception):
+                raise ended
+            else:
+                self._enter(pb.WORKER_STATE_CONNECTING, self.detail)
+                await asyncio.sleep(RECONNECT_PAUSE_S)
 
     def reset(self, reason: str) -> None:
         """End the session; a new one begins at once."""
@@ -107,14 +110,16 @@ class Link(ABC):
     def _enter(self, state: pb.WorkerState, detail: str = "") -> None:
         self.state, self.detail = state, detail
 
+    def _refuse(self, reason: str) -> None:
+        if (self.state, self.detail) != (pb.WORKER_STATE_REFUSED, reason):
+            self._enter(pb.WORKER_STATE_REFUSED, reason)
+            log.error("%s is refused: %s", self.address, reason)
+
     async def _hold_session(self) -> None:
         try:
             async with await self._channels.open(self.address, link_options(self.max_receive_bytes)) as channel:
                 await self._connect(channel)
                 await self._hold(channel)
-        except Refused as err:
-            self._enter(pb.WORKER_STATE_REFUSED, err.message)
-            log.error("%s is refused: %s", self.address, err.message)
         except (Garbled, Unreachable) as err:
             self.detail = err.message
             log.warning("%s: link lost: %s", self.address, self.detail)
@@ -132,7 +137,8 @@ class Link(ABC):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
                     if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                        self.detail = reason = await _failure_of(channel) or reason
+                        reason = await _failure_of(channel) or reason
+                        self._enter(pb.WORKER_STATE_CONNECTING, reason)
                     await channel.wait_for_state_change(state)
         except TimeoutError as err:
             raise Unreachable(reason) from err

@@ -204,8 +204,16 @@ class Target(target_pb2_grpc.TargetServicer):
         sizes = {"block_size": 4, "num_kv_blocks": 8, "max_pass_tokens": 16, "max_context": 4096}
         self.description: dict[str, Any] = {"model": "ours", "vocabulary": {"size": 97}, **sizes, **description}
         self.files = {"tokenizer.json": FastTokenizer(models.BPE()).to_str().encode()}
+        self._sessions: asyncio.Queue[None] = asyncio.Queue()
+
+    async def wait_sessions(self, number: int) -> None:
+        """Until so many more have begun from now on."""
+        self._sessions = asyncio.Queue()
+        for _ in range(number):
+            await asyncio.wait_for(self._sessions.get(), TIMEOUT_S)
 
     async def Describe(self, request: Any, context: Any) -> target_pb2.TargetDescription:  # noqa: N802
+        self._sessions.put_nowait(None)
         return target_pb2.TargetDescription(**self.description)
 
     async def GetTokenizer(self, request: Any, context: Any) -> AsyncIterator[Any]:  # type: ignore[override]  # noqa: N802
@@ -349,6 +357,44 @@ async def test_what_one_model_has_begun_is_never_gone_on_with_by_another(change:
             assert mailbox.finish is not None
             assert isinstance(mailbox.finish.error, ModelNotFound)
             assert driver.core.num_running == 0
+        await driver.stop()
+
+
+async def test_a_target_that_is_refused_is_used_once_it_is_repaired_and_refused_until_then(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(links, "REFUSED_PAUSE_S", 0.0)
+    driver, target = Watched(), Target(block_size=0)
+    async with serving(target) as addresses:
+        await driver.set_workers(addresses, [])
+        await driver.wait_expected(0)
+        await target.wait_sessions(4)
+        [link] = driver.target_links
+        assert (link.state, link.detail) == (pb.WORKER_STATE_REFUSED, "its block_size is 0: it must be at least 1")
+        assert [record.levelname for record in caplog.records if "is refused" in record.message] == ["ERROR"]
+        target.description["block_size"] = 4
+        await driver.wait_expected(1)
+        await driver.wait_up(addresses[0])
+        assert (link.state, link.detail) == (pb.WORKER_STATE_READY, "")
+        await driver.stop()
+
+
+async def test_another_model_is_refused_while_the_one_that_was_served_may_come_back_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(links, "REFUSED_PAUSE_S", 0.0)
+    driver, other = Watched(), Target(model="theirs")
+    async with serving(Target(), other) as addresses:
+        await driver.set_workers(addresses[:1], [])
+        await driver.wait_up(addresses[0])
+        await driver.set_workers(addresses, [])
+        await driver.wait_expected(1)
+        await driver.set_workers(addresses[1:], [], num_missing=1)
+        await other.wait_sessions(4)
+        assert [link.state for link in driver.target_links] == [pb.WORKER_STATE_REFUSED]
+        await driver.set_workers(addresses[1:], [])
+        await driver.wait_up(addresses[1])
+        assert driver.served_model().description.model == "theirs"
         await driver.stop()
 
 
