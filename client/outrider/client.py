@@ -73,10 +73,10 @@ class Client:
         answer, None for no limit. An empty `model` is the one that the server serves, an empty
         `request_id` lets it draw one. `service_class` says how urgent the answer is, None: standard.
         """
-        _check_one_answer(sampling)
         request = convert.request_to_proto(
             prompt, sampling, speculation, model=model, request_id=request_id, service_class=service_class
         )
+        _check_one_answer(sampling)
         return Generation(self._generate, request, _checked(timeout_s), self._resuming)
 
     def generate_all(
@@ -111,6 +111,7 @@ class Client:
 
     def close(self) -> None:
         """Cancels what is still running and closes the connection."""
+        self._connection.is_closed = True
         for channel in self._connection.channels:
             channel.close()
 
@@ -153,10 +154,10 @@ class AsyncClient:
         timeout_s: float | None = GENERATE_TIMEOUT_S,
     ) -> AsyncGeneration:
         """Starts an answer, as `Client.generate`; there is nothing to await before the iteration."""
-        _check_one_answer(sampling)
         request = convert.request_to_proto(
             prompt, sampling, speculation, model=model, request_id=request_id, service_class=service_class
         )
+        _check_one_answer(sampling)
         return AsyncGeneration(self._generate, request, _checked(timeout_s), self._resuming)
 
     async def generate_all(
@@ -189,6 +190,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Cancels what is still running and closes the connection."""
+        self._connection.is_closed = True
         for channel in self._connection.channels:
             await channel.close(None)
 
@@ -218,6 +220,8 @@ def _info_errors(timeout_s: float | None) -> Iterator[None]:
 
 
 def _checked(timeout_s: float | None) -> float | None:
+    if timeout_s is not None and not isinstance(timeout_s, int | float):
+        raise TypeError(f"timeout_s is {timeout_s!r}: it must be a number of seconds, or None for no limit")
     if timeout_s is not None and not timeout_s > 0:
         raise DeadlineExceeded.of(timeout_s, "there must be some time for an answer; None is no limit")
     return timeout_s

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from outrider import rpc
-from outrider.errors import InvalidRequest
+from outrider.errors import Cancelled, InvalidRequest
 from outrider.tls import Credentials, Tls
 from outrider.v1 import inference_pb2_grpc
 
@@ -34,6 +35,8 @@ class Connection:
     ) -> None:
         if not (has_port(server) or _is_socket(server)):
             raise InvalidRequest.of("server", server, f"it must be HOST:PORT, such as localhost:{rpc.DEFAULT_PORT}")
+        if tls is not None and not isinstance(tls, Tls):
+            raise TypeError(f"tls is {tls!r}: it must be a Tls, as in tls=Tls(), or None")
         if tls is not None and credentials is not None:
             raise InvalidRequest("tls and credentials are both given: one of them says how the channel is encrypted")
         if token is not None and tls is None and credentials is None and not is_loopback(server):
@@ -49,10 +52,14 @@ class Connection:
         )
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
         self._changing = threading.Lock()
+        self.is_closed = False  # to be set by who closes the channels, before
         self.channels: list[Any] = [self._channel]  # all that were made: calls may still run on those before
 
     def call(self, method: str, request: Any, *, timeout: float | None) -> Any:
-        """What the stub's method returns: a call, or its answer. Takes replaced TLS files into use first."""
+        """What the stub's method returns: a call, or its answer. Takes replaced TLS files into use first.
+
+        Raises Cancelled where the channel was closed, which gRPC takes for misuse.
+        """
         if self._tls is not None:
             with self._changing:
                 if self._tls.refresh():
@@ -60,7 +67,12 @@ class Connection:
                     self._stub = inference_pb2_grpc.InferenceStub(self._channel)
                     # The one before is kept open for its calls; gRPC lets an idle connection go after half an hour.
                     self.channels.append(self._channel)
-        return getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
+        try:
+            return getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
+        except (ValueError, grpc.aio.UsageError) as err:
+            if not self.is_closed:
+                raise
+            raise Cancelled("the client was closed: a new call needs a new client") from err
 
     def _secured(self, credentials: grpc.ChannelCredentials) -> Any:
         options = self._tls.options if self._tls is not None else []

@@ -9,7 +9,7 @@ from typing import TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as ProtoMessage
 
-from outrider.errors import InternalError, InvalidRequest
+from outrider.errors import InternalError, InvalidRequest, shown
 from outrider.types import (
     AcceptanceRule,
     DrafterPool,
@@ -60,6 +60,14 @@ _SOURCES: dict[TokenSource, pb.TokenSource] = {
     "target": pb.TOKEN_SOURCE_TARGET,
     "draft": pb.TOKEN_SOURCE_DRAFT,
 }
+_KINDS = {
+    FieldDescriptor.CPPTYPE_BOOL: "a bool",
+    FieldDescriptor.CPPTYPE_DOUBLE: "a number",
+    FieldDescriptor.CPPTYPE_FLOAT: "a number",
+    FieldDescriptor.CPPTYPE_STRING: "a str",
+    FieldDescriptor.CPPTYPE_UINT32: "an int",
+    FieldDescriptor.CPPTYPE_UINT64: "an int",
+}
 _LARGEST = {FieldDescriptor.CPPTYPE_UINT32: 2**32 - 1, FieldDescriptor.CPPTYPE_UINT64: 2**64 - 1}
 _CONSTRAINTS = ("json_schema", "regex", "grammar", "choice")
 
@@ -91,6 +99,8 @@ def request_to_proto(
 
 
 def sampling_to_proto(sampling: SamplingParams) -> pb.SamplingParams:
+    check_kind("sampling", sampling, SamplingParams)
+    check_kind("sampling.logit_bias", sampling.logit_bias, Mapping)
     constraints = [name for name in _CONSTRAINTS if getattr(sampling, name)]
     if len(constraints) > 1:
         raise InvalidRequest(f"sampling has {' and '.join(constraints)}: an answer can follow only one of them")
@@ -104,6 +114,7 @@ def sampling_to_proto(sampling: SamplingParams) -> pb.SamplingParams:
 
 
 def speculation_to_proto(speculation: Speculation) -> pb.SpeculationParams:
+    check_kind("speculation", speculation, Speculation)
     values = {field.name: getattr(speculation, field.name) for field in fields(speculation)}
     values["mode"] = _number_of(_MODES, speculation.mode, "speculation.mode")
     values["acceptance_rule"] = _number_of(_RULES, speculation.acceptance_rule, "speculation.acceptance_rule")
@@ -148,10 +159,24 @@ def _fill(cls: type[_ProtoT], prefix: str, values: Mapping[str, object]) -> _Pro
         try:
             message.MergeFrom(cls(**{name: value}))
         except TypeError as err:
-            raise TypeError(f"{prefix}{name} is {value!r}: {err}") from err
+            raise TypeError(f"{prefix}{name} is {shown(value)}: it must be {_kind_of(cls, name)}") from err
         except ValueError as err:  # protobuf's answer to a number that the field can't hold
             raise InvalidRequest.of(prefix + name, value, _range_of(cls, name) or f"it does not fit ({err})") from err
     return message
+
+
+def check_kind(field: str, value: object, kind: type) -> None:
+    """Raises TypeError where the value is of another kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{field} is {shown(value)}: it must be a {kind.__name__}")
+
+
+def _kind_of(cls: type[ProtoMessage], name: str) -> str:
+    """What a field holds, in Python's words."""
+    field = cls.DESCRIPTOR.fields_by_name[name]
+    kind = _KINDS[field.cpp_type]
+    text_of_a_dict = "; json.dumps makes one of a dict" if name == "json_schema" else ""
+    return f"a list, each item {kind}" if field.is_repeated else kind + text_of_a_dict
 
 
 def _range_of(cls: type[ProtoMessage], name: str) -> str:

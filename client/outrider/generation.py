@@ -133,8 +133,7 @@ class Generation(_AnswerInProgress):
     def _go_on(self, delay_s: float) -> None:
         if not self._is_cancelled.wait(delay_s):
             request, time_left_s = self._rest()
-            with _open_client():
-                self._call = self._open_call(request, timeout=time_left_s)
+            self._call = self._open_call(request, timeout=time_left_s)
         if self._is_cancelled.is_set():
             self.cancel()
             raise Cancelled("the call was cancelled here")
@@ -200,8 +199,7 @@ class AsyncGeneration(_AnswerInProgress):
                 await self._is_cancelled.wait()
         except TimeoutError:
             request, time_left_s = self._rest()
-            with _open_client():
-                self._call = self._open_call(request, timeout=time_left_s)
+            self._call = self._open_call(request, timeout=time_left_s)
         else:
             raise Cancelled("the call was cancelled here")
 
@@ -257,8 +255,7 @@ class AllAnswers:
 
     def _opened(self, open_call: Callable[..., AnyCall]) -> list[tuple[int, AnyCall]]:
         time_left_s = self._patience.time_left_s(time.monotonic())
-        with _open_client():
-            return [(index, open_call(part, timeout=time_left_s)) for index, part in self._parts]
+        return [(index, open_call(part, timeout=time_left_s)) for index, part in self._parts]
 
     def _take(self, index: int, response: pb.GenerateResponse) -> None:
         if chunk := self._folds.add(response, index):
@@ -289,12 +286,3 @@ def typed_errors() -> Iterator[None]:
         if task is None or task.cancelling():
             raise
         raise Cancelled("the call was cancelled here") from err
-
-
-@contextmanager
-def _open_client() -> Iterator[None]:
-    """Around a new call: the client may have been closed while the stream was broken, which gRPC takes for misuse."""
-    try:
-        yield
-    except (ValueError, grpc.aio.UsageError) as err:
-        raise Cancelled("the client was closed") from err

@@ -28,7 +28,7 @@ class Message(TypedDict):
 class SamplingParams:
     """How the target chooses tokens. Temperature 0 is greedy; the same seed gives the same tokens.
 
-    At most one of `json_schema`, `regex`, `grammar` (Lark) and `choice` constrains the answer.
+    At most one of `json_schema` (its text), `regex`, `grammar` (Lark) and `choice` constrains the answer.
     """
 
     max_tokens: int | None = None

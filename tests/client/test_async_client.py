@@ -163,6 +163,15 @@ async def test_closing_the_client_cancels_what_is_running(server: str, fake: Fak
     assert await has_left(fake)
 
 
+async def test_a_closed_client_says_that_it_is_closed(server: str) -> None:
+    client = AsyncClient(server)
+    await client.close()
+    with pytest.raises(Cancelled, match="the client was closed: a new call needs a new client"):
+        client.generate("Why?")
+    with pytest.raises(Cancelled, match="the client was closed"):
+        await client.server_info()
+
+
 async def test_the_deadline_ends_the_call_on_both_sides(async_client: AsyncClient, fake: FakeInference) -> None:
     fake.script = silence
     with pytest.raises(DeadlineExceeded, match=r"^timeout_s is 0\.2: it passed after 0 tokens; "):

@@ -114,6 +114,36 @@ def test_a_wrong_type_is_refused_before_any_call(client: Client, fake: FakeInfer
     assert fake.calls == []
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("sampling", {"max_tokens": 1}, "sampling is {'max_tokens': 1}: it must be a SamplingParams"),
+        ("timeout_s", "1", "timeout_s is '1': it must be a number of seconds, or None for no limit"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_says_what_it_must_be(
+    client: Client, fake: FakeInference, argument: str, value: Any, message: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        client.generate("Why?", **{argument: value})
+    assert str(caught.value) == message
+    assert fake.calls == []
+
+
+def test_tls_of_the_wrong_type_says_what_it_must_be() -> None:
+    with pytest.raises(TypeError, match=r"^tls is True: it must be a Tls, as in tls=Tls\(\), or None$"):
+        Client(tls=True)  # type: ignore[arg-type]
+
+
+def test_a_closed_client_says_that_it_is_closed(server: str) -> None:
+    client = Client(server)
+    client.close()
+    with pytest.raises(Cancelled, match="the client was closed: a new call needs a new client"):
+        client.generate("Why?")
+    with pytest.raises(Cancelled, match="the client was closed"):
+        client.server_info()
+
+
 def leave_by_break(generation: Generation) -> None:
     for _ in generation:
         break

@@ -153,9 +153,31 @@ def test_one_string_where_a_list_belongs_is_refused_not_split_into_letters(field
         sampling_to_proto(SamplingParams(**{field: "END"}))  # type: ignore[arg-type]
 
 
-def test_a_value_of_the_wrong_type_names_its_field() -> None:
-    with pytest.raises(TypeError, match=r"sampling\.temperature is 'hot'"):
-        sampling_to_proto(SamplingParams(temperature="hot"))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("temperature", "hot", "a number"),
+        ("max_tokens", "5", "an int"),
+        ("seed", [1], "an int"),
+        ("ignore_eos", "yes", "a bool"),
+        ("regex", 5, "a str"),
+        ("json_schema", {"type": "object"}, "a str; json.dumps makes one of a dict"),
+        ("stop", [1], "a list, each item a str"),
+        ("stop_token_ids", 5, "a list, each item an int"),
+        ("logit_bias", [1], "a Mapping"),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_its_field_and_what_it_must_be(field: str, value: object, kind: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        sampling_to_proto(SamplingParams(**{field: value}))  # type: ignore[arg-type]
+    assert str(caught.value) == f"sampling.{field} is {value!r}: it must be {kind}"
+
+
+def test_what_is_no_dataclass_of_ours_is_refused_by_its_field() -> None:
+    with pytest.raises(TypeError, match=r"^sampling is \{'max_tokens': 1\}: it must be a SamplingParams$"):
+        request_to_proto("a", {"max_tokens": 1}, Speculation())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^speculation is 'off': it must be a Speculation$"):
+        request_to_proto("a", SamplingParams(), "off")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
