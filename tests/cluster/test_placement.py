@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import ray
 
 from cluster import placement
 from cluster.config import RaySection, load_config
@@ -20,6 +20,7 @@ from cluster.placement import (
     local_resources,
     machines_with_room,
 )
+from cluster.ray_runtime import _LOCAL_SETTINGS, _SETTINGS
 
 SMALL = Machine("10.0.0.1", {"CPU": 4.0, "target": 1.0, "draft": 1.0})
 LARGE = Machine("10.0.0.2", {"CPU": 16.0, "target": 2.0, "GPU": 2.0})
@@ -160,6 +161,9 @@ def test_drafters_whose_machines_are_added_on_demand_need_none_yet_and_the_targe
 
 async def test_a_failure_of_ray_is_one_of_the_placement(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the target's keeper tries again, and the cell goes on."""
+    os.environ.update(_SETTINGS | _LOCAL_SETTINGS)  # as start_ray does it: Ray reads them when it is imported
+    import ray
+
     is_ready = MagicMock()
     is_ready.future.return_value = failed = Future[None]()
     failed.set_exception(ray.exceptions.RaySystemError("its head is away"))

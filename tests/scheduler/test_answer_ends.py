@@ -33,7 +33,7 @@ async def streamed(tokenizer: FastTokenizer, text: str, stop: str, *, fails_late
     responses: list[pb.GenerateResponse] = []
     read = TextStream(tokenizer, stop=[stop], include_stop=False, skip_special_tokens=True)
     async with asyncio.timeout(TIMEOUT_S):
-        async for response in service._stream(_Answer(0, asked(1), read), mailbox):
+        async for response in service._stream(_Answer(0, asked(1), read, 1), mailbox):
             responses.append(response)
             if mailbox.finish is None:
                 mailbox.put(FAILED)
