@@ -35,6 +35,7 @@ from workers.choice.params import ChoiceParams
 from workers.draft.drafter import Resources
 from workers.draft.growing import Growing, Order
 from workers.draft.model import ModelDrafter, load
+from workers.engine.cost_profile import chains
 from workers.engine.runner import Engine
 from workers.target.passes import Passes, Session
 from workers.target.server import TargetConfig
@@ -48,7 +49,7 @@ STEPS_OF_A_ROOT = 4
 CONTEXTS = (32, 512)
 PROMPT_LENS = (32, 64)  # of which the logits' part is taken
 MOST_BESIDE = 16  # tokens of passes that are measured beside the draft model at work
-_CHAIN = 8
+MOST_GROWTH = 160  # of a context, while passes behind it are measured
 _WARM_UP, _NUM_PASSES = 3, 9  # medians are taken over the latter
 
 
@@ -175,9 +176,9 @@ class TargetApart:
         """Milliseconds of passes, each over a root and its nodes, until the context has grown noticeably."""
         number = next(self._numbers)
         known = self._run(self._opening(number, self._tokens(context))).rows[0]
-        parents = [node - 1 if node % _CHAIN else -1 for node in range(num_tokens - 1)]
+        parents = chains(num_tokens - 1)
         try:
-            while known.known_len < context + 2 * _NUM_PASSES * (1 + _CHAIN):
+            while known.known_len < context + MOST_GROWTH:
                 row = target_pb2.Row(
                     ref=known.ref,
                     committed_len=known.known_len,

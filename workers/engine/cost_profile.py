@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from outrider.tree import ROOT
 from workers.engine.batch import Row
 from workers.engine.runner import Engine
 
@@ -88,6 +89,11 @@ def knee(costs: Sequence[PassCost]) -> int:
     return max(num_tokens for num_tokens, pass_ms in curve.items() if pass_ms < KNEE * curve[min(curve)])
 
 
+def chains(num_nodes: int) -> list[int]:
+    """Parents, [num_nodes], of the tree that is measured: chains of eight below the root."""
+    return [node - 1 if node % _CHAIN else ROOT for node in range(num_nodes)]
+
+
 def _measure(run: Callable[[Point], float], points: Sequence[Point], budget_s: float) -> list[PassCost]:
     """Rounds of `run`, which gives the seconds of one pass, within the budget."""
     runs: dict[Point, list[float]] = {}
@@ -126,8 +132,7 @@ def _time(engine: Engine, key: int, point: Point, clock: Callable[[], float]) ->
     """Seconds of one pass, after which the request is as before."""
     rng = random.Random(point.num_tokens)  # different tokens, since experts are chosen by them
     tokens = [rng.randrange(engine.spec.vocab_size) for _ in range(point.num_tokens)]
-    parents = [node - 1 if node % _CHAIN else -1 for node in range(point.num_tokens - 1)]
-    row = Row(key, tokens[:1], tokens[1:], parents)
+    row = Row(key, tokens[:1], tokens[1:], chains(point.num_tokens - 1))
     started = clock()
     logits = engine.forward([row])[0]
     assert logits is not None
