@@ -25,8 +25,9 @@ class Table:
         self._logits_s = logits_s
 
     def seconds(self, num_rows: int, num_tokens: int, context_len: int, num_without: int = 0) -> float:
-        one = self._times.seconds(num_tokens, context_len) - num_without * self._logits_s
-        behind = self._times.seconds(1, context_len) - self._times.seconds(1, 0)
+        least = self._times.seconds(1, context_len)
+        one = max(self._times.seconds(num_tokens, context_len) - num_without * self._logits_s, least)
+        behind = least - self._times.seconds(1, 0)
         return one + max(behind, 0.0) * (num_rows - 1)
 
 

@@ -48,6 +48,8 @@ class CostSection(Section):
     def _one_of_two(self) -> Self:
         if (self.table is None) == (self.roofline is None):
             raise ValueError("it must have either table or roofline")
+        if self.logits_ms and self.table is None:
+            raise ValueError("logits_ms is of a table: a roofline does not tell logits apart; leave it out")
         return self
 
     def cost(self) -> Cost:

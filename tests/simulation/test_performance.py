@@ -8,10 +8,21 @@ from scheduler.events import PassCost
 from scheduler.policy.payoff import Payoff
 from scheduler.simulation.costs import Roofline, Table, profile_of
 from scheduler.simulation.performance import run
+from scheduler.simulation.scenario import CostSection
 from scheduler.simulation.strategies import BEST_FIXED, NAMES, strategy
 from scheduler.simulation.sweep import best_of, jobs
 from tests.simulation.small_scenario import PASS_MS, RTT_MS, STEP_MS, small_scenario
 
+ROOFLINE = {
+    "weight_bytes": 1e9,
+    "kv_bytes_per_token": 1e5,
+    "bytes_per_s": 1e12,
+    "bytes_reached": 0.7,
+    "flops_per_token": 2e9,
+    "flops_per_s": 1e14,
+    "flops_reached": 0.5,
+    "overhead_ms": 1.0,
+}
 STEEP = {"cost": {"table": [[1, 0, 10.0], [256, 0, 1000.0]]}}  # a node costs as much as a row
 
 
@@ -143,9 +154,16 @@ def test_a_table_adds_a_context_for_every_row() -> None:
 
 
 def test_what_needs_no_logits_takes_less() -> None:
-    cost = Table([PassCost(1, 0, 0.01), PassCost(64, 0, 0.08)], logits_s=0.0002)
+    points = [PassCost(1, 0, 0.01), PassCost(64, 0, 0.08)]
+    cost = Table(points, logits_s=0.0002)
     assert cost.seconds(1, 64, 0) == pytest.approx(0.08)
     assert cost.seconds(1, 64, 0, 63) == pytest.approx(0.08 - 63 * 0.0002)
+    assert Table(points, logits_s=1.0).seconds(1, 64, 0, 63) == pytest.approx(0.01), "and no less than one token"
+
+
+def test_a_roofline_that_is_to_tell_logits_apart_is_refused() -> None:
+    with pytest.raises(ValueError, match="logits_ms is of a table"):
+        CostSection.model_validate({"roofline": ROOFLINE, "logits_ms": 1.0})
 
 
 def test_only_the_last_token_of_a_prompt_has_its_logits_computed() -> None:
