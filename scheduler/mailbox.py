@@ -12,13 +12,12 @@ however many tokens it has, and whatever is saved there goes into passes. Reader
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
 from outrider.types import TokenLogprobs, TokenSource
 from scheduler.answer_times import Pace
+from scheduler.busy_share import BusyShare
 from scheduler.events import Emit, Finish
 
 NUM_AT_ONCE = 16  # streams that are woken in one turn of the event loop: a millisecond
@@ -59,32 +58,16 @@ class Mailbox:
         return taken
 
 
-class Load:
-    """How busy the thread that asks is."""
-
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, computed: Callable[[], float] = time.thread_time
-    ) -> None:
-        self._clock, self._computed = clock, computed
-        self._last = clock(), computed()
-
-    def since_last(self) -> float:
-        """The share of the time since the last call in which it was computing."""
-        last, self._last = self._last, (self._clock(), self._computed())
-        elapsed_s = self._last[0] - last[0]
-        return (self._last[1] - last[1]) / elapsed_s if elapsed_s > 0 else 0.0
-
-
 class Turns:
     """Streams with something in their mailboxes, in line."""
 
-    def __init__(self, load: Load | None = None) -> None:
+    def __init__(self, busy_share: BusyShare | None = None) -> None:
         self._waiting: dict[Mailbox, None] = {}
-        self._load = load or Load()
+        self._busy_share = busy_share or BusyShare()
 
     def line_up(self, mailbox: Mailbox) -> None:
         if not self._waiting:
-            late_s = LATE_S if self._load.since_last() > SATURATED else 0.0
+            late_s = LATE_S if self._busy_share.since_last() > SATURATED else 0.0
             asyncio.get_running_loop().call_later(late_s, self._wake_some)
         self._waiting[mailbox] = None
 

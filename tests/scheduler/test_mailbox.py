@@ -7,8 +7,9 @@ from itertools import count
 
 import pytest
 
+from scheduler.busy_share import BusyShare
 from scheduler.events import Emit
-from scheduler.mailbox import LATE_S, NUM_AT_ONCE, SATURATED, Load, Mailbox, Turns
+from scheduler.mailbox import LATE_S, NUM_AT_ONCE, SATURATED, Mailbox, Turns
 
 TIMEOUT_S = 30.0
 
@@ -54,7 +55,7 @@ async def test_streams_fall_behind_only_where_the_loop_has_no_time_left(
 ) -> None:
     box, done = Mailbox(), list[list[int]]()
     seconds = count()
-    turns = Turns(Load(clock=lambda: float(next(seconds)), computed=lambda: share * next(seconds)))
+    turns = Turns(BusyShare(clock=lambda: float(next(seconds)), computed=lambda: share * next(seconds)))
 
     async def fetch() -> None:
         while True:
@@ -71,8 +72,8 @@ async def test_streams_fall_behind_only_where_the_loop_has_no_time_left(
     assert done == messages
 
 
-def test_the_load_is_the_share_of_the_time_since_it_was_last_asked() -> None:
+def test_the_busy_share_is_that_of_the_time_since_it_was_last_asked() -> None:
     clock, computed = iter([10.0, 12.0, 12.0, 16.0]), iter([5.0, 6.5, 6.5, 7.5])
-    load = Load(lambda: next(clock), lambda: next(computed))
+    share = BusyShare(lambda: next(clock), lambda: next(computed))
 
-    assert [load.since_last() for _ in range(3)] == [0.75, 0.0, 0.25]
+    assert [share.since_last() for _ in range(3)] == [0.75, 0.0, 0.25]
